@@ -1,0 +1,55 @@
+"""How text is compared: folding (case, width, traditional forms) and the terms Chinese is searched by."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+# Han, with extensions A-B and compatibility forms; kana and hangul are searched by bigrams the same way.
+_CJK = "㐀-䶿一-鿿豈-﫿\U00020000-\U0002a6df぀-ヿ가-힣"
+_RUNS = re.compile(rf"(?P<cjk>[{_CJK}]+)|(?P<word>[^\W_{_CJK}]+)")
+
+
+def fold(text: str) -> str:
+    """`text` as it is compared: lower case, half width, simplified forms. Same length, so offsets carry over."""
+    return text.translate(_fold_table())
+
+
+def terms(text: str) -> list[str]:
+    """Search terms of `text` in order: Han bigrams (a lone character by itself) and whole Latin or digit words."""
+    found: list[str] = []
+    for run in _RUNS.finditer(fold(text)):
+        piece = run.group()
+        if run.lastgroup == "word" or len(piece) == 1:
+            found.append(piece)
+        else:
+            found.extend(piece[i : i + 2] for i in range(len(piece) - 1))
+    return found
+
+
+def is_cjk(character: str) -> bool:
+    """Whether a single character is Han, kana or hangul."""
+    return re.match(f"[{_CJK}]", character) is not None
+
+
+@functools.cache
+def _fold_table() -> dict[int, str]:
+    """Every single character that folds to another single one: NFKC, lower case, then OpenCC's t2s."""
+    from opencc import OpenCC
+
+    convert = OpenCC("t2s").convert
+    han = [chr(code) for block in (range(0x3400, 0x9FFF + 1), range(0xF900, 0xFAFF + 1)) for code in block]
+    # one call for all: characters on lines of their own, so that no phrase rule can join two of them
+    simplified = dict(zip(han, convert("\n".join(han)).split("\n"), strict=True))
+    table: dict[int, str] = {}
+    for code in range(0x80, 0x10000):
+        character = chr(code)
+        if unicodedata.category(character) in {"Cs", "Co", "Cn"}:
+            continue
+        folded = unicodedata.normalize("NFKC", character).lower()
+        folded = simplified.get(folded, folded)
+        if folded != character and len(folded) == 1:
+            table[code] = folded
+    table.update({code: chr(code).lower() for code in range(0x41, 0x5B)})
+    return table

@@ -1,0 +1,209 @@
+"""Answerers: from a question and passages to an answer with citations, piece by piece."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import cached_property
+from typing import Any, TypedDict
+
+from langchain_core.documents import Document
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.utils import AddableDict
+from pydantic import ConfigDict
+
+from chains.chat_models import describe_server_error, init_model, server_errors
+from chains.config import ChatModelConfig
+from chains.extraction import select_quotes
+from chains.prompts import ANSWER_SYSTEM, ANSWER_USER, CONDENSE_SYSTEM, CONDENSE_USER, REFUSAL, Language
+from loaders.splitters import context_lines
+
+# Words that point back to something said before: such a question cannot be searched for on its own.
+_POINTING_BACK = re.compile(
+    r"[他她它](?:们|的)?|这个|那个|这些|那些|该|其|此|上述|前面|刚才|前者|后者|呢[？?]?$"
+    r"|\b(?:it|its|they|them|their|he|his|him|she|her|this|that|these|those)\b",
+    re.IGNORECASE,
+)
+_MARKER = re.compile(r"\[(\d{1,3})\]")
+_CLAIM = re.compile(r"[^。！？!?\n]*(?:[。！？!?\n]|$)(?:\s*\[\d{1,3}\])*")
+_QUOTE_CHARS = 150  # of a passage, shown for one claim of a generated answer
+
+
+class AnswerInput(TypedDict):
+    """What an answerer gets: a stand-alone question and passages, best first."""
+
+    question: str
+    passages: list[Document]
+
+
+class Citation(TypedDict):
+    """Where a part of an answer stands: `document_text[start:end] == quote`."""
+
+    n: int
+    source: str
+    page: int | None
+    start: int
+    end: int
+    quote: str
+
+
+class Answerer(RunnableSerializable[AnswerInput, AddableDict]):
+    """Streams addable dictionaries: `{"result": piece}` each, then `{"citations": [...], "refused": bool}`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, ignored_types=(cached_property,))
+
+    language: Language = "zh"
+
+    def invoke(self, input: AnswerInput, config: RunnableConfig | None = None, **kwargs: Any) -> AddableDict:  # noqa: A002
+        """The whole answer at once."""
+        answer = AddableDict({"result": ""})
+        for piece in self.stream(input, config, **kwargs):
+            answer = answer + piece
+        return answer
+
+    def condense(self, question: str, history: Sequence[BaseMessage], config: RunnableConfig) -> str:
+        """The question as one that can be searched for without the conversation."""
+        raise NotImplementedError
+
+
+class ExtractiveAnswerer(Answerer):
+    """Quotes the sentences that answer, each with its citation; no model, nothing invented."""
+
+    max_chars: int = 120
+    max_quotes: int = 3
+
+    def stream(
+        self,
+        input: AnswerInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AddableDict]:
+        """One piece a quote."""
+        passages = input["passages"]
+        quotes = select_quotes(
+            input["question"],
+            [passage.page_content for passage in passages],
+            headings=[" ".join(context_lines(passage)) for passage in passages],
+            max_chars=self.max_chars,
+            max_quotes=self.max_quotes,
+        )
+        if not quotes:
+            yield from refusal(self.language)
+            return
+        citations = []
+        for n, quote in enumerate(quotes, 1):
+            citation = cite(n, passages[quote.passage], quote.start, quote.end)
+            citations.append(citation)
+            yield AddableDict({"result": ("\n" if n > 1 else "") + f"{citation['quote']} [{n}]"})
+        yield AddableDict({"citations": citations, "refused": False})
+
+    def condense(self, question: str, history: Sequence[BaseMessage], config: RunnableConfig) -> str:
+        """The question, behind the one before it where it points back ("它的……", "呢？")."""
+        previous = next((m.text for m in reversed(history) if isinstance(m, HumanMessage)), "")
+        return f"{previous} {question}" if previous and _POINTING_BACK.search(question) else question
+
+
+class ChatModelAnswerer(Answerer):
+    """A chat model that answers from numbered references; its [n] marks become citations the passages bear out."""
+
+    model: BaseChatModel | ChatModelConfig
+
+    @cached_property
+    def _chat_model(self) -> BaseChatModel:
+        return self.model if isinstance(self.model, BaseChatModel) else init_model(self.model)
+
+    def stream(
+        self,
+        input: AnswerInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AddableDict]:
+        """Pieces as the model generates them."""
+        text = ""
+        try:
+            for chunk in self._chat_model.stream(self._messages(input), config):
+                text += chunk.text
+                yield AddableDict({"result": chunk.text})
+        except server_errors() as error:
+            raise describe_server_error(error, self.model) from error
+        yield self._closing(text, input["passages"])
+
+    async def astream(
+        self,
+        input: AnswerInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AddableDict]:
+        """As `stream`."""
+        text = ""
+        try:
+            async for chunk in self._chat_model.astream(self._messages(input), config):
+                text += chunk.text
+                yield AddableDict({"result": chunk.text})
+        except server_errors() as error:
+            raise describe_server_error(error, self.model) from error
+        yield self._closing(text, input["passages"])
+
+    def condense(self, question: str, history: Sequence[BaseMessage], config: RunnableConfig) -> str:
+        """The question rewritten by the model; as it is where the model returns nothing."""
+        lines = "\n".join(f"{'用户' if isinstance(m, HumanMessage) else '助手'}：{m.text}" for m in history)
+        user = CONDENSE_USER[self.language].format(history=lines, question=question)
+        messages = [SystemMessage(CONDENSE_SYSTEM[self.language]), HumanMessage(user)]
+        try:
+            return self._chat_model.invoke(messages, config).text.strip() or question
+        except server_errors() as error:
+            raise describe_server_error(error, self.model) from error
+
+    def _messages(self, inputs: AnswerInput) -> list[BaseMessage]:
+        references = "\n\n".join(
+            "\n".join([f"[{n}] {' · '.join(context_lines(passage))}".rstrip(), passage.page_content])
+            for n, passage in enumerate(inputs["passages"], 1)
+        )
+        user = ANSWER_USER[self.language].format(references=references, question=inputs["question"])
+        return [SystemMessage(ANSWER_SYSTEM[self.language]), HumanMessage(user)]
+
+    def _closing(self, text: str, passages: Sequence[Document]) -> AddableDict:
+        refused = not text.strip() or REFUSAL[self.language] in text
+        return AddableDict({"citations": [] if refused else cited(text, passages), "refused": refused})
+
+
+def refusal(language: Language) -> Iterator[AddableDict]:
+    """The answer when nothing relevant was found."""
+    yield AddableDict({"result": REFUSAL[language]})
+    yield AddableDict({"citations": [], "refused": True})
+
+
+def cited(text: str, passages: Sequence[Document]) -> list[Citation]:
+    """A citation for each reference number in a generated answer whose passage supports the claim before it.
+
+    The quote is the passage's sentence that covers the claim best; numbers that name no passage, or a passage with
+    nothing of the claim in it, are left out.
+    """
+    citations: dict[int, Citation] = {}
+    for claim in _CLAIM.finditer(text):
+        numbers = [int(number) for number in _MARKER.findall(claim.group())]
+        statement = _MARKER.sub("", claim.group()).strip()
+        for n in numbers:
+            if n in citations or not 1 <= n <= len(passages):
+                continue
+            passage = passages[n - 1]
+            quotes = select_quotes(statement, [passage.page_content], max_chars=_QUOTE_CHARS, max_quotes=1)
+            if quotes:
+                citations[n] = cite(n, passage, quotes[0].start, quotes[0].end)
+    return [citations[n] for n in sorted(citations)]
+
+
+def cite(n: int, passage: Document, start: int, end: int) -> Citation:
+    """The citation of `passage.page_content[start:end]`, its offsets moved to the source document's text."""
+    offset = int(passage.metadata.get("start", 0))
+    page = passage.metadata.get("page")
+    return Citation(
+        n=n,
+        source=str(passage.metadata.get("source", "")),
+        page=page if isinstance(page, int) else None,
+        start=offset + start,
+        end=offset + end,
+        quote=passage.page_content[start:end],
+    )

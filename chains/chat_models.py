@@ -1,0 +1,68 @@
+"""Chat models behind a server: made from the config, their errors told in a sentence."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+
+from chains.config import ChatModelConfig
+from loaders.errors import ConfigError, RagProjError
+
+
+class GeneratorError(RagProjError):
+    """The generator's server cannot be reached or refuses the request."""
+
+
+def init_model(config: ChatModelConfig) -> BaseChatModel:
+    """LangChain's chat model for the config; no request is sent yet.
+
+    Raises:
+        ConfigError: the provider is unknown or its package is not installed.
+    """
+    from langchain.chat_models import init_chat_model
+
+    options: dict[str, Any] = {
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+        "timeout": config.timeout_s,
+    }
+    if config.base_url is not None:
+        options["base_url"] = config.base_url
+    if config.api_key is not None:
+        options["api_key"] = config.api_key.get_secret_value()
+    elif config.base_url is not None and config.model_provider == "openai" and not os.environ.get("OPENAI_API_KEY"):
+        options["api_key"] = "none"  # local servers ask for no key, the client insists on one
+    try:
+        model: BaseChatModel = init_chat_model(config.model, model_provider=config.model_provider, **options)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"无法创建生成模型 {config.model}（{config.model_provider}）：{reason}",
+            f"cannot make the chat model {config.model} ({config.model_provider}): {reason}",
+        ) from error
+    return model
+
+
+def server_errors() -> tuple[type[Exception], ...]:
+    """What a model server's client raises when the server is away or says no."""
+    import httpx
+    import openai
+
+    return (openai.OpenAIError, httpx.HTTPError, ConnectionError, TimeoutError)
+
+
+def describe_server_error(error: Exception, model: BaseChatModel | ChatModelConfig) -> GeneratorError:
+    """The error as a sentence that names the server and the way out."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if isinstance(model, ChatModelConfig):
+        name = f"{model.model} ({model.base_url or model.model_provider})"
+    else:
+        name = type(model).__name__
+    return GeneratorError(
+        f"生成模型 {name} 没有给出回答：{reason}；请检查服务是否启动、llm.base_url、模型名和密钥，"
+        "或改用 llm._type=extractive",
+        f"the generator {name} gave no answer: {reason}; check that the server runs, llm.base_url, the model name and"
+        " the key, or use llm._type=extractive",
+    )

@@ -1,0 +1,117 @@
+"""RagConfig: one field per component, each a closed union on `_type`; still data, nothing is loaded here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr
+
+from chains.prompts import Language
+from chains.vectorstores import FaissConfig
+from loaders.config import Config, apply_overrides, read_yaml
+from loaders.documents import LoaderConfig
+from loaders.splitters import SplitterConfig
+
+
+class LexicalEmbeddingsConfig(Config):
+    """The embedded default: hashed character n-grams, no weights to download."""
+
+    type: Literal["lexical"] = Field(default="lexical", alias="_type")
+    dimensions: int = Field(default=1024, ge=64, le=1024, description="length of a vector")
+
+
+class DenseRetrieverConfig(Config):
+    """Nearest vectors."""
+
+    type: Literal["dense"] = Field(default="dense", alias="_type")
+
+
+class LexicalRetrieverConfig(Config):
+    """BM25 over Chinese terms."""
+
+    type: Literal["lexical"] = Field(default="lexical", alias="_type")
+
+
+class HybridRetrieverConfig(Config):
+    """Both, fused."""
+
+    type: Literal["hybrid"] = Field(default="hybrid", alias="_type")
+    dense_weight: float = Field(default=0.3, ge=0, le=1, description="weight of the dense leg; BM25 has the rest")
+    fetch: int = Field(default=50, ge=1, le=1000, description="chunks asked of each leg before fusing")
+
+
+class ExtractiveConfig(Config):
+    """The embedded default: quotes the sentences that answer."""
+
+    type: Literal["extractive"] = Field(default="extractive", alias="_type")
+    max_chars: int = Field(default=120, ge=20, le=2000, description="characters quoted, about")
+    max_quotes: int = Field(default=3, ge=1, le=10, description="quotes in an answer, at most")
+
+
+class ChatModelConfig(Config):
+    """Anything LangChain's `init_chat_model` reaches, such as an OpenAI-compatible server."""
+
+    type: Literal["chat_model"] = Field(default="chat_model", alias="_type")
+    model: str = Field(description="model name as the server knows it")
+    model_provider: str = Field(default="openai", description="LangChain's provider name; openai for vLLM or Ollama")
+    base_url: str | None = Field(default=None, description="address of the server, such as http://127.0.0.1:8000/v1")
+    api_key: SecretStr | None = Field(default=None, description="key; better left out and set in the environment")
+    temperature: float = Field(default=0.1, ge=0, le=2)
+    max_tokens: int = Field(default=1024, ge=1, description="tokens of an answer, at most")
+    timeout_s: float = Field(default=120, gt=0, description="seconds to wait for the server")
+
+
+EmbeddingsConfig = LexicalEmbeddingsConfig
+RetrieverConfig = Annotated[
+    DenseRetrieverConfig | LexicalRetrieverConfig | HybridRetrieverConfig, Field(discriminator="type")
+]
+LLMConfig = Annotated[ExtractiveConfig | ChatModelConfig, Field(discriminator="type")]
+
+
+class ServerConfig(Config):
+    """Where the page is served."""
+
+    host: str = Field(default="127.0.0.1", description="any other address needs a password")
+    port: int = Field(default=7860, ge=0, le=65535, description="0 picks a free one")
+    username: str = Field(default="ragproj", min_length=1)
+    password: SecretStr | None = Field(default=None, description="better set in RAGPROJ_PASSWORD")
+
+
+class RagConfig(Config):
+    """A whole application."""
+
+    kb: Path = Field(default=Path("kb"), description="directory of the knowledge base")
+    language: Language = Field(default="zh", description="of answers' fixed sentences, prompts and the page")
+    loader: LoaderConfig = Field(default_factory=LoaderConfig)
+    splitter: SplitterConfig = Field(default_factory=SplitterConfig)
+    embeddings: EmbeddingsConfig = Field(default_factory=LexicalEmbeddingsConfig)
+    vectorstore: FaissConfig = Field(default_factory=FaissConfig)
+    retriever: RetrieverConfig = Field(default_factory=HybridRetrieverConfig)
+    llm: LLMConfig = Field(default_factory=ExtractiveConfig)
+    llms: dict[str, LLMConfig] = Field(
+        default_factory=dict, description="further generators by name, to choose from at run time"
+    )
+    top_k: int = Field(default=5, ge=1, le=100, description="passages an answer is made from")
+    min_relevance: float = Field(
+        default=0.25, ge=0, le=1, description="refuse when no passage reaches this relevance; 0 never refuses"
+    )
+    max_question_chars: int = Field(default=4000, ge=1, description="a longer question is an error")
+    server: ServerConfig = Field(default_factory=ServerConfig)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RagConfig:
+    """The config in a YAML file (the shipped default without one), `key.sub=value` overrides laid over it.
+
+    Raises:
+        ConfigError: every problem at once, with its place and the allowed values.
+    """
+    where = Path(path) if path is not None else default_config_path()
+    return RagConfig.from_dict(apply_overrides(read_yaml(where), overrides), where=str(where))
+
+
+def default_config_path() -> Path:
+    """The shipped `default.yaml`: the embedded default, nothing downloaded."""
+    return Path(str(files("chains"))) / "configs" / "default.yaml"

@@ -1,0 +1,91 @@
+"""What the chain asks of an embedder beyond LangChain's `Embeddings`: an identity, a token count, arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.embeddings import Embeddings
+
+Vectors = npt.NDArray[np.float32]
+
+# Embedded once per store to recognise an embedder that has no fingerprint of its own; its words carry no meaning.
+PROBE = "知识库的向量由哪个模型生成？ Which model made these vectors?"
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """An embedder that can name itself exactly."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A string that changes whenever its vectors would."""
+
+
+@runtime_checkable
+class TokenLimited(Protocol):
+    """An embedder that knows how much it can see."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a text that reach the vector."""
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text."""
+
+
+@runtime_checkable
+class ArrayEmbeddings(Protocol):
+    """An embedder that returns an array, sparing the detour over lists of Python floats."""
+
+    def embed_documents_array(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of the texts, (n, dimensions) float32."""
+
+
+def fingerprint(embeddings: Embeddings) -> str:
+    """The embedder's own fingerprint, or its class and model name (then `PROBE` decides whether vectors agree)."""
+    if isinstance(embeddings, Fingerprinted):
+        return embeddings.fingerprint
+    kind = type(embeddings)
+    model = getattr(embeddings, "model_name", None) or getattr(embeddings, "model", None)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return f"{name}:{model}" if isinstance(model, str) else name
+
+
+def embed_documents(embeddings: Embeddings, texts: Sequence[str]) -> Vectors:
+    """Unit vectors of passages, (n, dimensions) float32; cosine is then the inner product."""
+    if not texts:
+        return np.zeros((0, 0), np.float32)
+    if isinstance(embeddings, ArrayEmbeddings):
+        return unit_length(cast("ArrayEmbeddings", embeddings).embed_documents_array(texts))
+    return unit_length(np.asarray(embeddings.embed_documents(list(texts)), dtype=np.float32))
+
+
+def embed_query(embeddings: Embeddings, query: str) -> Vectors:
+    """Unit vector of a query, (dimensions,) float32."""
+    vector: Vectors = unit_length(np.asarray([embeddings.embed_query(query)], dtype=np.float32))[0]
+    return vector
+
+
+def unit_length(vectors: Vectors) -> Vectors:
+    """The rows divided by their lengths; a zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms == 0, 1, norms), dtype=np.float32)
+
+
+def count_tokens(embeddings: Embeddings, text: str) -> int:
+    """Tokens of a text as the embedder counts them; without a count of its own, one per Han character, four bytes else.
+
+    A plain estimate: WordPiece vocabularies have one token per Han character and about four letters in a Latin one.
+    """
+    if isinstance(embeddings, TokenLimited):
+        return embeddings.count_tokens(text)
+    wide = sum(character > "\u2e7f" for character in text)
+    return wide + (len(text) - wide + 3) // 4
+
+
+def max_tokens(embeddings: Embeddings) -> int | None:
+    """Most tokens the embedder sees, or None where it does not say."""
+    return embeddings.max_tokens if isinstance(embeddings, TokenLimited) else None

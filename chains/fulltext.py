@@ -1,0 +1,155 @@
+"""FullTextIndex: BM25 over Chinese terms with tantivy, a cache of the knowledge base."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import uuid
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from chains.analysis import terms
+from chains.caches import read_cache, write_cache
+from chains.knowledge_base import Ids, KnowledgeBase
+
+logger = logging.getLogger(__name__)
+
+_MAX_TERMS = 256  # of a question; more would be a document
+_HEAP_BYTES = 64 << 20
+_FORMAT = 1  # of the terms and the schema; raise it when either changes and every index is rebuilt
+
+
+class FullTextIndex:
+    """BM25 search over a knowledge base's chunks.
+
+    The index lives in a folder of its own below `fulltext/`, named by the state file `fulltext.state`, which also
+    holds the ids it contains. While the folder is being written the state says so; found like that, it is rebuilt.
+    """
+
+    def __init__(self, knowledge_base: KnowledgeBase) -> None:
+        self._kb = knowledge_base
+        self._root = knowledge_base.path / "fulltext"
+        self._state_path = knowledge_base.path / "fulltext.state"
+        self._lock = threading.Lock()
+        self._revision = ""
+        self._folder = ""
+        self._index: Any = None
+
+    def search(self, query: str, k: int, allowed: Ids | None = None) -> list[tuple[int, float]]:
+        """(chunk id, BM25 score) of the k best chunks, best first, ties by id; only `allowed` ids where given."""
+        import tantivy
+
+        words = list(dict.fromkeys(terms(query)))[:_MAX_TERMS]
+        with self._lock:
+            self._refresh(wait_s=2.0)
+            if not words or self._index is None or k <= 0:
+                return []
+            schema = self._index.schema
+            clauses = [(tantivy.Occur.Should, tantivy.Query.term_query(schema, "text", word, "freq")) for word in words]
+            searcher = self._index.searcher()
+        question = tantivy.Query.boolean_query(clauses)
+        wanted = None if allowed is None else {int(i) for i in allowed}
+        fetch = k
+        while True:
+            hits = searcher.search(question, fetch, count=False).hits
+            found = [(searcher.doc(address)["id"][0], float(score)) for score, address in hits]
+            kept = found if wanted is None else [hit for hit in found if hit[0] in wanted]
+            if len(kept) >= k or len(hits) < fetch:
+                return sorted(kept, key=lambda hit: (-hit[1], hit[0]))[:k]
+            fetch *= 8
+
+    def save_cache(self) -> None:
+        """Bring the index up to date, so that the next question does not have to."""
+        with self._lock:
+            self._refresh(wait_s=60.0)
+
+    def _refresh(self, wait_s: float) -> None:
+        """Catch up with the knowledge base; where another process is at it for longer, answer from the older state."""
+        revision = self._kb.revision()
+        if revision == self._revision:
+            return
+        try:
+            with FileLock(self._kb.path / "fulltext.lock", timeout=wait_s):
+                self._catch_up(revision)
+        except Timeout:
+            logger.info("another process is updating the full-text index; answering from the previous state")
+
+    def _catch_up(self, revision: str) -> None:
+        state = self._read_state()
+        if state is None:
+            self._write(f"index-{uuid.uuid4().hex[:12]}", revision, np.zeros(0, np.int64), self._kb.chunk_ids())
+        elif state[0] != revision:
+            folder, held = state[1], state[2]
+            self._write(folder, revision, held, self._kb.chunk_ids())
+        else:
+            self._open(state[1], revision)
+
+    def _read_state(self) -> tuple[str, str, Ids] | None:
+        """(revision, folder, ids held) of an index that can be caught up; None where one must be built."""
+        cached = read_cache(self._state_path)
+        if cached is None:
+            return None
+        header, payload = cached
+        if header.get("format") != _FORMAT or header.get("writing") or not self._kb.knows_revision(header["revision"]):
+            logger.info("the full-text index is unfinished or belongs to another state; rebuilding it")
+            return None
+        if self._folder != header["folder"] and _checksums(self._root / header["folder"]) != header["files"]:
+            logger.warning("the full-text index is damaged; rebuilding it")
+            return None
+        return header["revision"], header["folder"], np.frombuffer(payload, np.int64)
+
+    def _write(self, folder: str, revision: str, held: Ids, active: Ids) -> None:
+        """Bring a folder from the ids it holds to the active ones, marked as being written meanwhile."""
+        import tantivy
+
+        path = self._root / folder
+        path.mkdir(parents=True, exist_ok=True)
+        header = {"format": _FORMAT, "revision": revision, "folder": folder}
+        write_cache(self._state_path, header | {"writing": True}, b"")
+        index = self._index if self._folder == folder else tantivy.Index(_schema(), str(path))
+        writer = index.writer(_HEAP_BYTES, 1)
+        for chunk in np.setdiff1d(held, active):
+            writer.delete_documents_by_term("id", int(chunk))
+        for chunk_id, text in self._kb.index_texts(np.setdiff1d(active, held)):
+            document = tantivy.Document()
+            document.add_integer("id", chunk_id)
+            document.add_text("text", " ".join(terms(text)))
+            writer.add_document(document)
+        writer.commit()
+        writer.wait_merging_threads()
+        del writer, index
+        write_cache(self._state_path, header | {"files": _checksums(path)}, active.tobytes())
+        self._open(folder, revision)
+        for other in self._root.iterdir():
+            if other.name != folder:
+                shutil.rmtree(other, ignore_errors=True)  # a reader that still maps it keeps its open files
+
+    def _open(self, folder: str, revision: str) -> None:
+        import tantivy
+
+        if self._index is None or self._folder != folder:
+            self._index = tantivy.Index(_schema(), str(self._root / folder))
+            self._folder = folder
+        self._index.reload()
+        self._revision = revision
+
+
+def _schema() -> Any:
+    import tantivy
+
+    builder = tantivy.SchemaBuilder()
+    builder.add_integer_field("id", stored=True, indexed=True)
+    # terms come separated by spaces from chains.analysis; positions are not needed for BM25
+    builder.add_text_field("text", stored=False, tokenizer_name="whitespace", index_option="freq")
+    return builder.build()
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """CRC-32 of every index file of a folder: tantivy itself would panic on a damaged one, in the middle of a query."""
+    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+    return {path.name: zlib.crc32(path.read_bytes()) for path in files}

@@ -1,0 +1,259 @@
+"""build_retrieval_qa: RetrievalQA's contract as a Runnable: retrieve, refuse or answer, cite."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, TypedDict, cast
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import (
+    ConfigurableField,
+    Runnable,
+    RunnableConfig,
+    RunnableGenerator,
+    RunnableSerializable,
+)
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.runnables.configurable import DynamicRunnable
+from langchain_core.runnables.utils import AddableDict, ConfigurableFieldSpec, get_unique_config_specs
+from langchain_core.vectorstores import VectorStore
+
+from chains.answerers import Answerer, AnswerInput, ChatModelAnswerer, ExtractiveAnswerer, refusal
+from chains.config import (
+    ChatModelConfig,
+    DenseRetrieverConfig,
+    ExtractiveConfig,
+    HybridRetrieverConfig,
+    LexicalEmbeddingsConfig,
+    LexicalRetrieverConfig,
+    RagConfig,
+)
+from chains.fulltext import FullTextIndex
+from chains.knowledge_base import KnowledgeBase
+from chains.lexical_embeddings import LexicalEmbeddings
+from chains.retrievers import DenseRetriever, HybridRetriever, LexicalRetriever, relevance
+from chains.vectorstores import FaissVectorStore
+from loaders.errors import RagProjError
+
+_ROLES = {"user", "human", "assistant", "ai", "system"}
+
+
+class QAInput(TypedDict, total=False):
+    """The chain's input; a plain string stands for `{"query": it}`."""
+
+    query: str
+    chat_history: Sequence[Any]
+
+
+class QuestionError(RagProjError):
+    """The question is empty, too long, or not text."""
+
+
+class RetrievalQA(RunnableGenerator[Any, AddableDict]):
+    """The chain. `invoke` returns `{"query", "result", "source_documents", "citations", "refused"}`.
+
+    `stream` yields addable dictionaries whose sum is that: `query` and `source_documents` first, `result` piece by
+    piece, then `citations` and `refused`. Run-time choices, through `with_config(configurable={...})`: `llm`,
+    `retriever` and `top_k`; `config_specs` lists them.
+    """
+
+    def __init__(
+        self, retriever: Runnable[str, list[Document]], answerer: Runnable[Any, Any], config: RagConfig
+    ) -> None:
+        # the base class passes the config to functions that take one, which its signature does not tell
+        super().__init__(cast("Any", self._run), cast("Any", self._arun), name="RetrievalQA")
+        self.retriever = retriever
+        self.answerer = answerer
+        self.config = config
+
+    @property
+    def config_specs(self) -> list[ConfigurableFieldSpec]:
+        """What may stand in `configurable`."""
+        return get_unique_config_specs([*self.retriever.config_specs, *self.answerer.config_specs])
+
+    def choices(self, key: str) -> list[str]:
+        """The values `configurable` takes for "llm" or "retriever", the default one first."""
+        part = {"llm": self.answerer, "retriever": self.retriever}[key]
+        alternatives = getattr(part, "alternatives", None)
+        return [] if alternatives is None else [cast("Any", part).default_key, *alternatives]
+
+    def _run(self, inputs: Iterator[Any], config: RunnableConfig) -> Iterator[AddableDict]:
+        for value in inputs:
+            query, history = self._read(value)
+            answerer, question = self._prepare(query, history, config)
+            documents = self.retriever.invoke(question, config)
+            yield AddableDict({"query": query, "source_documents": documents})
+            if self._irrelevant(documents):
+                yield from refusal(self.config.language)
+                continue
+            yield from answerer.stream(AnswerInput(question=question, passages=documents), config)
+
+    async def _arun(self, inputs: AsyncIterator[Any], config: RunnableConfig) -> AsyncIterator[AddableDict]:
+        async for value in inputs:
+            query, history = self._read(value)
+            answerer, question = await run_in_executor(config, self._prepare, query, history, config)
+            documents = await self.retriever.ainvoke(question, config)
+            yield AddableDict({"query": query, "source_documents": documents})
+            if self._irrelevant(documents):
+                for piece in refusal(self.config.language):
+                    yield piece
+                continue
+            async for piece in answerer.astream(AnswerInput(question=question, passages=documents), config):
+                yield piece
+
+    def _prepare(self, query: str, history: Sequence[BaseMessage], config: RunnableConfig) -> tuple[Answerer, str]:
+        """The answerer chosen at run time, and the question as it can be searched for without the conversation."""
+        self._check_choices(config)
+        answerer: Any = self.answerer
+        while isinstance(answerer, DynamicRunnable):
+            answerer, config = answerer.prepare(config)
+        question = answerer.condense(query, history, config) if history else query
+        return answerer, question
+
+    def _check_choices(self, config: RunnableConfig) -> None:
+        configurable = config.get("configurable", {})
+        for key in ("llm", "retriever"):
+            allowed = self.choices(key)
+            if key in configurable and configurable[key] not in allowed:
+                listed = ", ".join(allowed) or "-"
+                raise RagProjError(
+                    f"configurable 中 {key} 为 {configurable[key]!r}，可用的值：{listed}",
+                    f"{key} is {configurable[key]!r} in configurable; allowed: {listed}",
+                )
+
+    def _irrelevant(self, documents: Sequence[Document]) -> bool:
+        best = relevance(documents)
+        return not documents or (best is not None and best < self.config.min_relevance)
+
+    def _read(self, value: Any) -> tuple[str, list[BaseMessage]]:
+        """(question, conversation) of an input.
+
+        Raises:
+            QuestionError: what is wrong with it.
+        """
+        query = value.get("query") if isinstance(value, Mapping) else value
+        if not isinstance(query, str):
+            raise QuestionError(
+                f'问题应为字符串或 {{"query": 字符串}}，实际是 {type(query).__name__}',
+                f'the question must be a string or {{"query": string}}, got {type(query).__name__}',
+            )
+        if not query.strip():
+            raise QuestionError("问题是空的，请输入要问的内容", "the question is empty; type what you want to know")
+        if len(query) > self.config.max_question_chars:
+            raise QuestionError(
+                f"问题有 {len(query)} 个字，上限是 {self.config.max_question_chars}；请缩短，或调大 max_question_chars",
+                f"the question has {len(query)} characters, the limit is {self.config.max_question_chars};"
+                " shorten it or raise max_question_chars",
+            )
+        history = value.get("chat_history") if isinstance(value, Mapping) else None
+        return query.strip(), read_history(history or [])
+
+
+def read_history(history: Sequence[Any]) -> list[BaseMessage]:
+    """A conversation as messages: from messages, (role, text) or {"role", "content"}, or (question, answer) pairs."""
+    messages: list[BaseMessage] = []
+    for turn in history:
+        if isinstance(turn, tuple | list) and len(turn) == 2 and str(turn[0]) not in _ROLES:
+            messages += [HumanMessage(str(turn[0])), AIMessage(str(turn[1]))]
+        else:
+            messages += convert_to_messages([tuple(turn) if isinstance(turn, list) else turn])
+    return messages
+
+
+def build_retrieval_qa(
+    config: RagConfig,
+    *,
+    embeddings: Embeddings | None = None,
+    vectorstore: VectorStore | None = None,
+    retriever: BaseRetriever | None = None,
+    llm: BaseChatModel | Answerer | None = None,
+    fulltext: FullTextIndex | None = None,
+) -> RetrievalQA:
+    """The chain a config describes; any LangChain object given takes the place of the configured one.
+
+    Args:
+        config: from `load_config`.
+        embeddings: embedder of the knowledge base.
+        vectorstore: a `FaissVectorStore`, or any other store, which is then searched by its own retriever.
+        retriever: used as it is; `retriever` and `top_k` cannot then be chosen at run time.
+        llm: generator; `extractive` stays available at run time.
+        fulltext: shared BM25 index of the same knowledge base.
+
+    Raises:
+        KnowledgeBaseError: the knowledge base does not exist or cannot be read.
+        FingerprintError: its vectors were made by another embedder.
+    """
+    return RetrievalQA(
+        _build_retriever(config, embeddings, vectorstore, retriever, fulltext), _build_answerer(config, llm), config
+    )
+
+
+def build_embeddings(config: RagConfig) -> Embeddings:
+    """The configured embedder."""
+    match config.embeddings:
+        case LexicalEmbeddingsConfig(dimensions=dimensions):
+            return LexicalEmbeddings(dimensions=dimensions)
+
+
+def build_vectorstore(
+    config: RagConfig, embeddings: Embeddings | None = None, *, create: bool = False
+) -> FaissVectorStore:
+    """The configured store, its embedder checked against the knowledge base."""
+    store = FaissVectorStore(embeddings or build_embeddings(config), KnowledgeBase(config.kb, create=create))
+    store.check_embedder()
+    return store
+
+
+def _build_retriever(
+    config: RagConfig,
+    embeddings: Embeddings | None,
+    vectorstore: VectorStore | None,
+    retriever: BaseRetriever | None,
+    fulltext: FullTextIndex | None,
+) -> Runnable[str, list[Document]]:
+    if retriever is not None:
+        return retriever
+    store = vectorstore if vectorstore is not None else build_vectorstore(config, embeddings)
+    if not isinstance(store, FaissVectorStore):
+        return store.as_retriever(search_kwargs={"k": config.top_k})
+    fulltext = fulltext or FullTextIndex(store.knowledge_base)
+    hybrid = config.retriever if isinstance(config.retriever, HybridRetrieverConfig) else HybridRetrieverConfig()
+    legs: dict[str, RunnableSerializable[str, list[Document]]] = {
+        DenseRetrieverConfig().type: DenseRetriever(store=store, top_k=config.top_k),
+        LexicalRetrieverConfig().type: LexicalRetriever(store=store, top_k=config.top_k, fulltext=fulltext),
+        hybrid.type: HybridRetriever(
+            store=store, top_k=config.top_k, fulltext=fulltext, dense_weight=hybrid.dense_weight, fetch=hybrid.fetch
+        ),
+    }
+    top_k = ConfigurableField("top_k", name="top_k", description="passages an answer is made from")
+    chosen = {name: leg.configurable_fields(top_k=top_k) for name, leg in legs.items()}
+    default = chosen.pop(config.retriever.type)
+    others: dict[str, Any] = chosen
+    return default.configurable_alternatives(
+        ConfigurableField("retriever"), default_key=config.retriever.type, **others
+    )
+
+
+def _build_answerer(config: RagConfig, llm: BaseChatModel | Answerer | None) -> Runnable[Any, Any]:
+    choices: dict[str, ExtractiveConfig | ChatModelConfig] = {"extractive": ExtractiveConfig(), **config.llms}
+    if isinstance(llm, Answerer):
+        default, key = llm, "custom"
+    elif llm is not None:
+        default, key = ChatModelAnswerer(model=llm, language=config.language), "chat_model"
+    else:
+        default, key = _answerer(config.llm, config), config.llm.type
+    lazily: dict[str, Any] = {
+        name: cache(partial(_answerer, choice, config)) for name, choice in choices.items() if name != key
+    }
+    return default.configurable_alternatives(ConfigurableField("llm"), default_key=key, **lazily)
+
+
+def _answerer(choice: ExtractiveConfig | ChatModelConfig, config: RagConfig) -> Answerer:
+    if isinstance(choice, ExtractiveConfig):
+        return ExtractiveAnswerer(max_chars=choice.max_chars, max_quotes=choice.max_quotes, language=config.language)
+    return ChatModelAnswerer(model=choice, language=config.language)

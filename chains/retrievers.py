@@ -1,0 +1,117 @@
+"""Retrievers over a knowledge base: nearest vectors, BM25, and both fused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from pydantic import ConfigDict, Field
+
+from chains.extraction import coverage
+from chains.fulltext import FullTextIndex
+from chains.knowledge_base import Ids, StoredChunk
+from chains.vectorstores import FaissVectorStore
+from loaders.splitters import context_lines
+
+# Reciprocal rank fusion's constant, Cormack, Clarke & Buettcher 2009.
+_RRF = 60
+
+Ranking = list[tuple[int, float]]
+
+
+class ChunkRetriever(BaseRetriever):
+    """Common part: ranks chunk ids, then reads the chunks and tells how relevant each is.
+
+    A document's metadata is the chunk's own, with `source`, `document_id`, `start`, `end` (offsets into the source
+    document's normalised text) and `score`, the relevance in [0, 1], laid over it.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    store: FaissVectorStore
+    top_k: int = Field(default=5, ge=1)
+    filter: dict[str, Any] | None = None
+
+    def rank(self, query: str, k: int) -> Ranking:
+        """(chunk id, score) of the k best chunks, best first; scores compare within one ranking only."""
+        raise NotImplementedError
+
+    def _allowed(self) -> Ids | None:
+        return None if self.filter is None else self.store.knowledge_base.matching_ids(self.filter)
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        ranking = self.rank(query, self.top_k)
+        chunks = self.store.knowledge_base.chunks(i for i, _ in ranking)
+        return [_with_place(chunks[i], query) for i, _ in ranking if i in chunks]
+
+
+class DenseRetriever(ChunkRetriever):
+    """Nearest vectors."""
+
+    def rank(self, query: str, k: int) -> Ranking:
+        """By cosine."""
+        return self.store.search_ids(self.store.embed_query(query), k, self.filter)
+
+
+class LexicalRetriever(ChunkRetriever):
+    """BM25 over Chinese terms."""
+
+    fulltext: FullTextIndex
+
+    def rank(self, query: str, k: int) -> Ranking:
+        """By BM25."""
+        return self.fulltext.search(query, k, self._allowed())
+
+
+class HybridRetriever(ChunkRetriever):
+    """Nearest vectors and BM25, their ranks fused."""
+
+    fulltext: FullTextIndex
+    dense_weight: float = 0.3
+    fetch: int = 50
+
+    def rank(self, query: str, k: int) -> Ranking:
+        """By weighted reciprocal rank."""
+        fetch = max(self.fetch, k)
+        dense = self.store.search_ids(self.store.embed_query(query), fetch, self.filter)
+        lexical = self.fulltext.search(query, fetch, self._allowed())
+        return fuse_ranks([lexical, dense], [1 - self.dense_weight, self.dense_weight])[:k]
+
+
+def fuse_ranks(rankings: Sequence[Iterable[tuple[int, float]]], weights: Sequence[float]) -> Ranking:
+    """Rankings fused by weighted reciprocal rank, best first, ties by id.
+
+    Score of an id: sum over rankings of weight / (60 + rank), ranks from 1 (Cormack, Clarke & Buettcher, SIGIR 2009).
+    """
+    scores: dict[int, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        for rank, (chunk, _) in enumerate(ranking, 1):
+            scores[chunk] = scores.get(chunk, 0.0) + weight / (_RRF + rank)
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def relevance(documents: Iterable[Document]) -> float | None:
+    """The best relevance among retrieved documents; None where their retriever does not tell."""
+    scores = [_score(document.metadata) for document in documents]
+    known = [score for score in scores if score is not None]
+    return max(known, default=None)
+
+
+def _score(metadata: Mapping[str, Any]) -> float | None:
+    score = metadata.get("score")
+    return float(score) if isinstance(score, int | float) else None
+
+
+def _with_place(chunk: StoredChunk, query: str) -> Document:
+    document = chunk.document()
+    place = {
+        "source": chunk.source,
+        "document_id": chunk.document_id,
+        "start": chunk.start,
+        "end": chunk.end,
+        "score": round(coverage(query, chunk.text, " ".join(context_lines(document))), 4),
+    }
+    return Document(id=document.id, page_content=chunk.text, metadata={**document.metadata, **place})

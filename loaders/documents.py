@@ -1,0 +1,188 @@
+"""Files into LangChain documents, and what counts as a file to load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field
+
+from loaders.config import Config
+from loaders.errors import LoadError
+from loaders.formats import (
+    ebook,
+    images,
+    markdown,
+    pdf,
+    plain,
+    problems,
+    records,
+    slides,
+    spreadsheets,
+    webpage,
+    word,
+)
+from loaders.formats.blocks import Block, Content, Parsed, assemble, choose_title
+
+if TYPE_CHECKING:
+    from langchain_core.documents import Document
+
+
+class LoaderConfig(Config):
+    """Limits of parsing one file."""
+
+    timeout_s: float = Field(60, gt=0)
+    """seconds the parser may work without finishing another page or record"""
+    total_timeout_s: float = Field(1800, gt=0)
+    """seconds for the whole file"""
+    memory_mb: int = Field(2048, ge=256)
+    """MiB of address space of the parsing process (where the platform can limit it)"""
+    ocr: Literal["auto", "off"] = "auto"
+    """auto: read pictures and scanned pages where the extra [ocr] is installed"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[Path, LoaderConfig], Content] | None = None
+    read_records: Callable[[Path], Iterator[Parsed]] | None = None
+
+
+_FORMATS = (
+    _Format("txt", (".txt", ".text", ".log"), lambda path, _: plain.read_plain(path)),
+    _Format("md", (".md", ".markdown"), lambda path, _: markdown.read_markdown(path)),
+    _Format("html", (".html", ".htm", ".xhtml"), lambda path, _: webpage.read_html(path)),
+    _Format("pdf", (".pdf",), lambda path, config: pdf.read_pdf(path, ocr=config.ocr)),
+    _Format("docx", (".docx",), lambda path, _: word.read_docx(path)),
+    _Format("pptx", (".pptx",), lambda path, _: slides.read_pptx(path)),
+    _Format("xlsx", (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), lambda path, _: spreadsheets.read_workbook(path)),
+    _Format("csv", (".csv", ".tsv"), lambda path, _: spreadsheets.read_delimited(path)),
+    _Format("json", (".json",), read_records=records.read_json),
+    _Format("jsonl", (".jsonl", ".ndjson"), read_records=records.read_json_lines),
+    _Format("epub", (".epub",), lambda path, _: ebook.read_epub(path)),
+    _Format(
+        "image",
+        (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"),
+        lambda path, config: images.read_image(path, ocr=config.ocr),
+    ),
+)
+_BY_SUFFIX = {suffix: format_ for format_ in _FORMATS for suffix in format_.suffixes}
+SUPPORTED_SUFFIXES = frozenset(_BY_SUFFIX)
+"""Lower case, with the dot."""
+
+_SKIPPED_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+
+
+class FoundFiles(NamedTuple):
+    """What a list of paths stands for."""
+
+    files: list[Path]
+    """To be loaded, sorted, none twice."""
+    unsupported: list[Path]
+    """Inside the folders, left out for their suffix."""
+    errors: list[tuple[Path, LoadError]]
+    """Paths given by name that are missing, of no supported kind, or folders that cannot be read."""
+
+
+def load_documents(path: Path, options: LoaderConfig | None = None) -> Iterator[Document]:
+    """The documents in a file, parsed in a child process: one per file, one per record of JSON.
+
+    `page_content` is the whole normalised text; the metadata has `source`, `title`, `format` and `marks`, a list of
+    states sorted by `start`, each complete from its offset on: page, slide, sheet, headings, table_header.
+
+    Raises:
+        LoadError: the file is missing, of no supported kind, encrypted, damaged, without text, not what its name
+            says, or takes more time or memory than `options` allow.
+    """
+    from langchain_core.documents import Document
+
+    from loaders.sandbox import parse
+
+    for text, metadata in parse(path, options or LoaderConfig()):
+        yield Document(page_content=text, metadata=metadata)
+
+
+def read_file(path: Path, options: LoaderConfig, *, on_progress: Callable[[], None] | None = None) -> Iterator[Parsed]:
+    """The same in this process, without limits; `on_progress` is called after each page or similar step.
+
+    Raises:
+        LoadError: as `load_documents`. Parsers of damaged files raise anything else besides.
+    """
+    check_path(path)
+    format_ = _BY_SUFFIX[path.suffix.lower()]
+    common = {"source": str(path), "format": format_.name}
+    if format_.read_records is not None:
+        for text, metadata in format_.read_records(path):
+            yield Parsed(text, {**metadata, **common})
+        return
+    assert format_.read is not None
+    content = format_.read(path, options)
+    text, marks = assemble(_watched(content.blocks, on_progress))
+    if not text:
+        raise problems.no_text(path)
+    yield Parsed(text, {"title": choose_title(content.titles, path.stem), **common, "marks": marks})
+
+
+def check_path(path: Path) -> None:
+    """Nothing, where the path is a file with a reader.
+
+    Raises:
+        LoadError: it is missing, a folder, or of no supported kind.
+    """
+    if not path.exists():
+        raise problems.missing(path)
+    if path.suffix.lower() not in SUPPORTED_SUFFIXES:
+        raise problems.unsupported(path, " ".join(sorted(SUPPORTED_SUFFIXES)))
+    if not path.is_file():
+        raise problems.unreadable(path, "不是普通文件 / not a regular file")
+
+
+def find_files(paths: Iterable[Path]) -> FoundFiles:
+    """The files the paths stand for: a file is itself, a folder everything below it.
+
+    Inside folders hidden files, `__MACOSX`, Office lock files (`~$`) and symbolic links to folders are passed over.
+    """
+    files: set[Path] = set()
+    unsupported: set[Path] = set()
+    errors: list[tuple[Path, LoadError]] = []
+    for path in paths:
+        if path.is_dir():
+            for found in _walk(path, errors):
+                (files if found.suffix.lower() in SUPPORTED_SUFFIXES else unsupported).add(found)
+            continue
+        try:
+            check_path(path)
+        except LoadError as error:
+            errors.append((path, error))
+        else:
+            files.add(path)
+    return FoundFiles(sorted(files), sorted(unsupported - files), errors)
+
+
+def _walk(folder: Path, errors: list[tuple[Path, LoadError]]) -> Iterator[Path]:
+    stack = [folder]
+    while stack:
+        current = stack.pop()
+        try:
+            entries = sorted(current.iterdir())
+        except OSError as error:
+            errors.append((current, problems.unreadable(current, error.strerror or str(error))))
+            continue
+        for entry in entries:
+            if entry.name.startswith((".", "~$")) or entry.name in _SKIPPED_NAMES:
+                continue
+            if entry.is_dir():
+                if not entry.is_symlink():
+                    stack.append(entry)
+            elif entry.is_file():
+                yield entry
+
+
+def _watched(blocks: Iterable[Block], on_progress: Callable[[], None] | None) -> Iterator[Block]:
+    for block in blocks:
+        if on_progress is not None:
+            on_progress()
+        yield block

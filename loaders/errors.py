@@ -1,0 +1,24 @@
+"""The one error a user sees: a sentence in Chinese, the same in English."""
+
+from __future__ import annotations
+
+
+class RagProjError(Exception):
+    """Something the user can act on.
+
+    `str(error)` is a single line, Chinese first, English beside it; `.zh` and `.en` hold one language each.
+    Name the thing, the value, the place and the way out in both.
+    """
+
+    def __init__(self, zh: str, en: str) -> None:
+        super().__init__(f"{zh} / {en}")
+        self.zh = zh
+        self.en = en
+
+
+class ConfigError(RagProjError):
+    """A config file or override that cannot be used; carries every problem at once."""
+
+
+class LoadError(RagProjError):
+    """A document that could not be read: missing, encrypted, damaged, empty, too large or of an unknown kind."""

@@ -1,0 +1,161 @@
+"""Document -> chunks: LangChain's recursive splitter with Chinese separators, exact offsets, sized in tokens."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from langchain_core.documents import Document
+from pydantic import Field, model_validator
+
+from loaders.config import Config
+
+# From coarse to fine. The sentence end stays with its sentence, a closing quote or bracket with the sentence end.
+_CLOSERS = "[”’」』）)\"']*"
+SEPARATORS = (
+    r"\n\n+",
+    r"\n",
+    rf"[。！？!?…]+{_CLOSERS}",
+    rf"\.{_CLOSERS}(?=\s)",
+    rf"[；;]{_CLOSERS}",
+    rf"[，,：:]{_CLOSERS}",
+    r"、",
+    r"\s",
+    "",
+)
+_SENTENCE_END = re.compile(rf"[。！？!?…；;]+{_CLOSERS}|\.(?=\s)|\n")
+
+Length = Callable[[str], int]
+
+
+class SplitterConfig(Config):
+    """How documents are cut into chunks."""
+
+    type: Literal["recursive"] = Field(default="recursive", alias="_type")
+    chunk_size: int = Field(default=256, ge=16, le=8192, description="most tokens of the embedder in a chunk")
+    chunk_overlap: int = Field(
+        default=0, ge=0, description="tokens of whole sentences a chunk repeats from the one before it"
+    )
+
+    @model_validator(mode="after")
+    def _overlap_below_size(self) -> SplitterConfig:
+        if self.chunk_overlap >= self.chunk_size:
+            raise ValueError(f"chunk_overlap {self.chunk_overlap} must be below chunk_size {self.chunk_size}")
+        return self
+
+
+def split_document(document: Document, config: SplitterConfig, length: Length) -> list[Document]:
+    """The document's chunks in order; `text[start:end] == chunk` for each.
+
+    A chunk never crosses a sheet, a slide or a section that is worth a chunk of its own. Its metadata is the
+    document's without `marks`, plus `start`, `end` and the location (page, slide, sheet, headings, table_header)
+    that holds where it starts.
+
+    Args:
+        document: normalised text, with `marks` in its metadata as the loaders write them.
+        config: chunk size and overlap.
+        length: tokens of a text, as the embedder counts them.
+    """
+    text = document.page_content
+    marks = document.metadata.get("marks", [])
+    shared = {key: value for key, value in document.metadata.items() if key != "marks"}
+    starts = [mark["start"] for mark in marks]
+    chunks = []
+    for low, high in _blocks(text, marks, config.chunk_size, length):
+        for start, end in _spans(text, low, high, config, length):
+            location = _location(marks, starts, start)
+            metadata = shared | location | {"start": start, "end": end}
+            chunks.append(Document(page_content=text[start:end], metadata=metadata))
+    return chunks
+
+
+def embedding_text(chunk: Document) -> str:
+    """What is embedded and indexed for a chunk: title, headings and table header that are not in it, then its text."""
+    return "\n".join([*context_lines(chunk), chunk.page_content])
+
+
+def context_lines(chunk: Document) -> list[str]:
+    """Title, heading path and table header of a chunk, outermost first, without what its text already says."""
+    metadata = chunk.metadata
+    names = [metadata.get("title"), metadata.get("sheet"), *(metadata.get("headings") or [])]
+    lines: list[str] = []
+    for name in names:
+        if name and name not in lines and name not in chunk.page_content[: len(name) + 8]:
+            lines.append(str(name))
+    header = metadata.get("table_header")
+    if header and not chunk.page_content.startswith(header):
+        lines.append(header)
+    return lines
+
+
+def _location(marks: list[dict[str, Any]], starts: list[int], offset: int) -> dict[str, Any]:
+    """The mark that holds at an offset, without its own start."""
+    index = bisect.bisect_right(starts, offset) - 1
+    if index < 0:
+        return {}
+    return {key: value for key, value in marks[index].items() if key != "start"}
+
+
+def _blocks(text: str, marks: list[dict[str, Any]], size: int, length: Length) -> Iterator[tuple[int, int]]:
+    """(start, end) of stretches a chunk must stay inside.
+
+    A new sheet or slide begins one, and so does a new section, unless the stretch so far is so short (a heading with
+    a line or two) that on its own it would be a poor chunk.
+    """
+    low, previous = 0, None
+    for mark in marks:
+        place = (mark.get("sheet"), mark.get("slide"))
+        section = (*place, *mark.get("headings", ()))
+        if previous is not None and section != previous and mark["start"] > low:
+            hard = place != previous[:2]
+            if hard or length(text[low : mark["start"]]) >= size // 4:
+                yield low, mark["start"]
+                low = mark["start"]
+        previous = section
+    yield low, len(text)
+
+
+def _spans(text: str, low: int, high: int, config: SplitterConfig, length: Length) -> Iterator[tuple[int, int]]:
+    """(start, end) of the chunks of one block, trimmed of white space, none of them blank."""
+    from langchain_text_splitters import RecursiveCharacterTextSplitter
+
+    block = text[low:high]
+    total = length(block)
+    pieces = [block]
+    if total > config.chunk_size:
+        # even shares instead of full chunks and a crumb; an eighth of slack so that sentences fit
+        room = config.chunk_size - config.chunk_overlap
+        share = math.ceil(total / math.ceil(total / room) * 1.125)
+        splitter = RecursiveCharacterTextSplitter(
+            chunk_size=min(room, share),
+            chunk_overlap=0,  # overlapping pieces could not be told apart in repeated text; see _overlap
+            separators=list(SEPARATORS),
+            is_separator_regex=True,
+            keep_separator="end",
+            strip_whitespace=False,
+            length_function=length,
+        )
+        pieces = splitter.split_text(block)
+    position = low
+    for piece in pieces:  # without overlap and stripping the pieces are a partition of the block
+        start = position + len(piece) - len(piece.lstrip())
+        end = position + len(piece.rstrip())
+        position += len(piece)
+        if start < end:
+            yield _overlap(text, low, start, config.chunk_overlap, length), end
+
+
+def _overlap(text: str, low: int, start: int, tokens: int, length: Length) -> int:
+    """The start of the whole sentences before `start`, not before `low`, that fit into `tokens`."""
+    if tokens == 0 or start == low:
+        return start
+    window = max(low, start - 4 * tokens)
+    ends = [window + end.end() for end in _SENTENCE_END.finditer(text[window:start])]
+    candidates = [end for end in ([low] if window == low else []) + ends if end < start]
+    for candidate in candidates:
+        if length(text[candidate:start]) <= tokens:
+            return candidate + len(text[candidate:start]) - len(text[candidate:start].lstrip())
+    return start
