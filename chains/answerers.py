@@ -26,7 +26,7 @@ _POINTING_BACK = re.compile(
     r"|\b(?:it|its|they|them|their|he|his|him|she|her|this|that|these|those)\b",
     re.IGNORECASE,
 )
-_MARKER = re.compile(r"\[(\d{1,3})\]")
+CITATION_MARK = re.compile(r"\s*\[(\d{1,3})\]")
 _CLAIM = re.compile(r"[^。！？!?\n]*(?:[。！？!?\n]|$)(?:\s*\[\d{1,3}\])*")
 _QUOTE_CHARS = 150  # of a passage, shown for one claim of a generated answer
 
@@ -39,10 +39,14 @@ class AnswerInput(TypedDict):
 
 
 class Citation(TypedDict):
-    """Where a part of an answer stands: `document_text[start:end] == quote`."""
+    """Where a part of an answer stands: `document_text[start:end] == quote`.
+
+    `document_id` tells the records of one JSONL source apart; None where the retriever does not know documents.
+    """
 
     n: int
     source: str
+    document_id: int | None
     page: int | None
     start: int
     end: int
@@ -183,8 +187,8 @@ def cited(text: str, passages: Sequence[Document]) -> list[Citation]:
     """
     citations: dict[int, Citation] = {}
     for claim in _CLAIM.finditer(text):
-        numbers = [int(number) for number in _MARKER.findall(claim.group())]
-        statement = _MARKER.sub("", claim.group()).strip()
+        numbers = [int(number) for number in CITATION_MARK.findall(claim.group())]
+        statement = CITATION_MARK.sub("", claim.group()).strip()
         for n in numbers:
             if n in citations or not 1 <= n <= len(passages):
                 continue
@@ -198,11 +202,12 @@ def cited(text: str, passages: Sequence[Document]) -> list[Citation]:
 def cite(n: int, passage: Document, start: int, end: int) -> Citation:
     """The citation of `passage.page_content[start:end]`, its offsets moved to the source document's text."""
     offset = int(passage.metadata.get("start", 0))
-    page = passage.metadata.get("page")
+    metadata = passage.metadata
     return Citation(
         n=n,
-        source=str(passage.metadata.get("source", "")),
-        page=page if isinstance(page, int) else None,
+        source=str(metadata.get("source", "")),
+        document_id=metadata.get("document_id"),
+        page=metadata.get("page"),
         start=offset + start,
         end=offset + end,
         quote=passage.page_content[start:end],

@@ -8,7 +8,6 @@ weights.
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,14 +29,16 @@ _SURNAMES = (
 
 # What kind of answer a (folded) question wants. A question may be of several kinds.
 _KINDS = {
-    "date": r"什么时候|何时|哪一?[年天月日届]|几[年月号日]|什么时间|时间|日期|何年|[哪什][个么](?:时期|时代|朝代|世纪|年代)"
-    r"|\bwhen\b|what (?:year|date)",
+    "date": r"什么时候|何时|哪一?[年天月日届]|几[年月号日]|什么时间|时间|日期|何年"
+    r"|[哪什][个么](?:时期|时代|朝代|世纪|年代)|\bwhen\b|what (?:year|date)",
     "number": r"多少|多大|多长|多高|多远|多久|几|多重|多深|多快|\bhow (?:many|much|long|far|old|high|big)\b",
     "person": r"谁|哪位|哪些?人|什么人|何人|哪名|作者|哪几?[位名]|\bwho",
-    "place": r"哪里|哪儿|何处|何地|什么地方|[哪什][个么](?:国家|城市|省|市|地方|地区|县|州|洲)|哪国|位于|哪座|位置|\bwhere\b",
+    "place": r"哪里|哪儿|何处|何地|什么地方|哪国|哪座|位于|位置"
+    r"|[哪什][个么](?:国家|城市|省|市|地方|地区|县|州|洲)|\bwhere\b",
     "reason": r"为什么|为何|原因|怎么会|目的|\bwhy\b",
     "manner": r"如何|怎么|怎样|什么方[式法]|\bhow (?:to|do|does|can)\b",
-    "title": r"(?:什么|哪一?[部首本张个支款篇]?|名)(?:书|电影|影片|歌|专辑|小说|作品|节目|游戏|杂志|动画|剧|片|著作)|《",
+    "title": r"(?:什么|哪一?[部首本张个支款篇]?|名)(?:书|电影|影片|歌|专辑|小说|作品|节目|游戏|杂志|动画|剧|片|著作)"
+    r"|《",
     "name": r"叫做?什么|称[为作]什么|名[称字]?是|何名|别[名称]|原名|简称|又[称名]|称为|本名|名字|名称|叫作|\bname",
     "definition": r"(?:是|指)(?:的是)?什么[？?]?$|什么是|是指|\bwhat (?:is|are)\b",
     "list": r"哪些|哪几|有什么|分别|包括|\bwhich\b",
@@ -88,26 +89,26 @@ _ENGLISH_FUNCTION_WORDS = re.compile(
 # By how much a feature raises the logarithm of the odds; fitted, see the module's docstring.
 WEIGHTS = {
     # shares of the question's information, 0 to 1; `rest`: without what the heading says
-    "clause rest pairs": 1.18,
-    "clause rest pairs squared": -2.00,
-    "clause rest characters": 3.02,
-    "clause rest characters squared": -0.66,
-    "sentence pairs": 1.74,
-    "sentence rest pairs": 2.66,
-    "sentence rest pairs squared": -0.93,
-    "sentence rest characters": 3.55,
-    "sentence rest characters squared": -0.72,
-    "previous clause": 0.88,
-    "next clause": 0.58,
-    "previous sentence": 1.33,
-    "next sentence": 0.91,
-    "passage pairs": 9.18,
-    "passage characters": 6.23,
+    "clause rest pairs": 1.15,
+    "clause rest pairs squared": -1.95,
+    "clause rest characters": 3.04,
+    "clause rest characters squared": -0.67,
+    "sentence pairs": 1.75,
+    "sentence rest pairs": 2.68,
+    "sentence rest pairs squared": -0.95,
+    "sentence rest characters": 3.57,
+    "sentence rest characters squared": -0.74,
+    "previous clause": 0.89,
+    "next clause": 0.59,
+    "previous sentence": 1.27,
+    "next sentence": 0.84,
+    "passage pairs": 9.16,
+    "passage characters": 6.22,
     # where it stands
     "second passage": -1.16,
-    "later passage": -1.87,
-    "first sentence": 0.94,
-    "position": -1.37,
+    "later passage": -1.86,
+    "first sentence": 0.95,
+    "position": -1.35,
     # how much it says
     "log sentence length": -0.86,
     "log new": 0.26,
@@ -115,25 +116,25 @@ WEIGHTS = {
     # what surrounds the question word
     "left of question word": 1.27,
     "left, in sentence": -0.65,
-    "right of question word": 0.51,
-    "right, first character": 0.22,
+    "right of question word": 0.52,
+    "right, first character": 0.21,
     # what looks like an answer: kind of question, cue in the clause
-    "any: name": -0.45,
+    "any: name": -0.44,
     "any: title": 0.43,
-    "date: date": 2.31,
+    "date: date": 2.30,
     "date: digit": 1.04,
-    "definition: first": 0.27,
+    "definition: first": 0.26,
     "latin: bracket": 0.58,
     "list: list": 1.14,
-    "manner: manner": 0.94,
-    "name: name": 2.05,
+    "manner: manner": 0.95,
+    "name: name": 2.08,
     "number: digit": 1.28,
-    "number: number": 1.01,
+    "number: number": 1.00,
     "number: unit": 2.27,
-    "person: person": 1.02,
+    "person: person": 1.00,
     "place: place": 1.04,
     "reason: reason": 0.48,
-    "title: title": 0.12,
+    "title: title": 0.11,
 }
 
 
@@ -149,6 +150,7 @@ class Question:
     unit: str  # what is counted: 人 of 多少人
 
 
+@functools.lru_cache(maxsize=64)
 def read_question(question: str) -> Question:
     """`question` taken apart. Question words carry no information and are left out of its terms."""
     folded = fold(question)
@@ -172,13 +174,11 @@ def answer_probabilities(
 ) -> list[Column]:
     """Probability per clause, shape (clauses of the passage,) for each passage; over all passages they sum to 1."""
     asked = read_question(question)
-    logits = [
-        np.asarray(sum(WEIGHTS.get(name, 0.0) * column for name, column in features.items()))
-        for features in (
-            clause_features(asked, passage, heading, pieces, rank)
-            for rank, (passage, heading, pieces) in enumerate(zip(passages, headings, clauses, strict=True))
-        )
-    ]
+    logits = []
+    for rank, (passage, heading, pieces) in enumerate(zip(passages, headings, clauses, strict=True)):
+        features = clause_features(asked, passage, heading, pieces, rank)
+        weighted = (WEIGHTS[name] * column for name, column in features.items())
+        logits.append(sum(weighted, start=np.zeros(len(pieces))))
     highest = max((float(values.max()) for values in logits if values.size), default=0.0)
     weights = [np.exp(values - highest) for values in logits]
     total = sum(float(values.sum()) for values in weights)
@@ -219,7 +219,7 @@ class _Text:
 
     def where(self, term: str) -> Column:
         """1.0 for each clause that contains `term`, shape (clauses,); an empty term stands nowhere."""
-        return self.marks(_places(self.folded, term))
+        return self.marks(find_term(term, self.folded))
 
     def table(self, terms: Collection[str]) -> Column:
         """1.0 where a clause contains a term, shape (clauses, terms)."""
@@ -259,7 +259,7 @@ def _overlap_features(asked: Question, text: _Text, heading: str) -> dict[str, C
     features: dict[str, Column] = {}
     for kind, told in (("pairs", asked.pairs), ("characters", asked.characters)):
         bits = np.array(list(told.values()))
-        in_heading = np.array([bool(_places(heading, term)) for term in told], dtype=bool)
+        in_heading = np.array([bool(find_term(term, heading)) for term in told], dtype=bool)
         in_clause = text.table(told)
         in_sentence = text.of_sentence(in_clause)
         in_passage = np.maximum(in_clause.max(axis=0), in_heading)
@@ -341,17 +341,17 @@ def _shares(bits: Column) -> Column:
     return bits / total if total else np.zeros(len(bits))
 
 
-def _places(text: str, term: str) -> list[int]:
-    """Offsets of `term` in `text`; a word or number of Latin letters and digits only where it stands by itself."""
+def find_term(term: str, folded: str) -> list[int]:
+    """Offsets of `term` in folded text; a word or number of Latin letters and digits only where it stands by itself."""
     if not term:
         return []
     if not is_cjk(term[0]):
-        return [found.start() for found in re.finditer(rf"(?<![a-z0-9]){re.escape(term)}(?![a-z0-9])", text)]
+        return [found.start() for found in re.finditer(rf"(?<![a-z0-9]){re.escape(term)}(?![a-z0-9])", folded)]
     places = []
-    place = text.find(term)
+    place = folded.find(term)
     while place >= 0:
         places.append(place)
-        place = text.find(term, place + 1)
+        place = folded.find(term, place + 1)
     return places
 
 

@@ -13,8 +13,9 @@ _ENUMERATED = 25  # characters at least between two such cuts: single items are 
 _SHORT_CLAUSE = 4  # "例如，" joins what follows
 _LONGEST_BRACKET = 40  # within brackets up to this long nothing is cut
 
-# Full stops with the quotation marks and brackets that close after them; a Latin full stop needs white space behind it.
-_SENTENCE_END = re.compile(r"""(?:[。！？!?…]+|(?<=[^\W_])\.(?=\s))[”’」』）)\]"']*\s*|\n+""")
+# Full stops with the quotation marks and brackets that close after them; a Latin full stop needs white space
+# behind it and, since "K. altus" is a name, more than one letter before.
+_SENTENCE_END = re.compile(r"""(?:[。！？!?…]+|(?<=[A-Za-z0-9]{2})\.(?=\s))[”’」』）)\]"']*\s*|\n+""")
 _OPENING = "（(《“「『【[〈"
 _CLOSING = "）)》”」』】]〉"
 _ENUMERATION_MARK = "、"

@@ -108,8 +108,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: every problem at once, with its place and the allowed values.
     """
-    where = Path(path) if path is not None else default_config_path()
-    return RagConfig.from_dict(apply_overrides(read_yaml(where), overrides), where=str(where))
+    file = Path(path) if path is not None else default_config_path()
+    where = str(path) if path is not None else file.name
+    return RagConfig.from_dict(apply_overrides(read_yaml(file), overrides), where=where)
 
 
 def default_config_path() -> Path:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from chains.analysis import fold
-from chains.clause_scores import Column, answer_probabilities, read_question
+from chains.clause_scores import Column, answer_probabilities, find_term, read_question
 from chains.clauses import LONGEST_CLAUSE, Clause, split_clauses
 
 # All fitted on cmrc2018_train_substitute, see benchmarks/fit_extraction.py.
 _AT_MOST = 1.5  # quotes together are never longer than this many times `max_chars` ...
-_PRICE = 0.03  # ... and `max_chars` more of them must raise the probability of holding the answer by this much
+_PRICE = 0.06  # ... and `max_chars` more of them must raise the probability of holding the answer by this much
 _PRICE_OF_QUOTE = 0.005  # likewise one quote more
-_WHOLE_SENTENCE = 0.5  # sentences up to this share of `max_chars` are not cut
+_WHOLE_SENTENCE = 0.75  # sentences up to this share of `max_chars` are not cut
 
+_LARGEST_GAP = 4  # characters between neighbouring pieces: a loose comma, white space between lines
 _LOOSE_ENDS = "，、；：,;: \t\n\r\u3000"
 
 
@@ -64,12 +65,20 @@ def select_quotes(
 def coverage(question: str, passage: str, heading: str = "") -> float:
     """The share of the question's information that a passage and its heading mention, from 0.0 to 1.0.
 
-    Counted in bits over Han pairs and words; 0.0 for a question that tells nothing.
+    Two thirds of it is counted over Han pairs and words, one third over single Han characters, which a rephrased
+    question still shares with its passage; both in bits. 0.0 for a question that tells nothing.
     """
-    told = read_question(question).pairs
-    total = sum(told.values())
+    asked = read_question(question)
     text = fold(f"{heading}\n{passage}")
-    return sum(bits for term, bits in told.items() if term in text) / total if total else 0.0
+    share_of_pairs = _share_found(asked.pairs, text)
+    if not asked.characters:
+        return share_of_pairs
+    return (2 * share_of_pairs + _share_found(asked.characters, text)) / 3
+
+
+def _share_found(bits: Mapping[str, float], folded: str) -> float:
+    total = sum(bits.values())
+    return sum(value for term, value in bits.items() if find_term(term, folded)) / total if total else 0.0
 
 
 def _pieces(number: int, passage: str, clauses: Sequence[Clause], chances: Column, *, whole: int) -> Iterator[Quote]:
@@ -95,38 +104,52 @@ def _without_repeats(pieces: Sequence[Quote], passages: Sequence[str]) -> list[Q
 
 
 def _choose(pieces: Sequence[Quote], max_chars: int, at_most: int, max_quotes: int) -> list[Quote]:
-    """The runs of neighbouring pieces that are worth most, one after the other while they are worth their length."""
+    """The runs of neighbouring pieces worth most, one by one, while there is room and they pay for their length."""
     price = _PRICE / max_chars
+
+    def worth(run: Quote) -> float:
+        return run.score - price * (run.end - run.start) - _PRICE_OF_QUOTE
+
     chosen: list[Quote] = []
     free = list(pieces)
-    room = at_most
-    while free and len(chosen) < max_quotes:
-        runs = [
-            run
-            for run in _runs(free, room)
-            if chosen == [] or run.score - price * (run.end - run.start) > _PRICE_OF_QUOTE
-        ]
-        if not runs:
+    while len(chosen) < max_quotes:
+        taken = sum(quote.end - quote.start + _LARGEST_GAP for quote in chosen)  # joining may close gaps
+        runs = list(_runs(free, at_most - taken))
+        if not chosen:
+            runs = runs or free  # rows of a table, all longer than `at_most`
+        best = max(runs, key=worth, default=None)
+        if best is None or (chosen and worth(best) <= 0):
             break
-        best = max(runs, key=lambda run: (run.score - price * (run.end - run.start), -run.passage, -run.start))
         chosen.append(best)
-        room -= best.end - best.start
-        free = [
-            piece
-            for piece in free
-            if piece.passage != best.passage or piece.end <= best.start or piece.start >= best.end
-        ]
-    return chosen
+        free = [piece for piece in free if not _overlap(piece, best)]
+    return sorted(_touching_joined(chosen), key=lambda quote: -quote.score)
 
 
 def _runs(pieces: Sequence[Quote], room: int) -> Iterator[Quote]:
-    for first in range(len(pieces)):
-        score = 0.0
-        for piece in pieces[first:]:
-            score += piece.score
-            if piece.passage != pieces[first].passage or piece.end - pieces[first].start > room:
+    """Every run of neighbours within a passage that is at most `room` characters long, in order."""
+    for first, head in enumerate(pieces):
+        score, reached = 0.0, head.start
+        for piece in itertools.islice(pieces, first, None):
+            if piece.passage != head.passage or piece.start - reached > _LARGEST_GAP or piece.end - head.start > room:
                 break
-            yield Quote(piece.passage, pieces[first].start, piece.end, score)
+            score, reached = score + piece.score, piece.end
+            yield replace(head, end=piece.end, score=score)
+
+
+def _overlap(one: Quote, other: Quote) -> bool:
+    return one.passage == other.passage and one.start < other.end and other.start < one.end
+
+
+def _touching_joined(quotes: Sequence[Quote]) -> Iterator[Quote]:
+    """Quotes in order of place, those next to each other as one."""
+    waiting: list[Quote] = []
+    for quote in sorted(quotes, key=lambda quote: (quote.passage, quote.start)):
+        if waiting and (waiting[-1].passage != quote.passage or quote.start - waiting[-1].end > _LARGEST_GAP):
+            yield _joined(waiting)
+            waiting = []
+        waiting.append(quote)
+    if waiting:
+        yield _joined(waiting)
 
 
 def _joined(pieces: Sequence[Quote]) -> Quote:

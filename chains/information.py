@@ -42,7 +42,7 @@ a an the of in on at to by for from with and or is are was were be do does did c
 """
 QUESTION_WORDS = frozenset(_QUESTION_WORDS.split()) | frozenset(_ENGLISH_WORDS.split())
 # ordinary words that hold one of those, or lend it their end: 很多|大学 does not ask 多大
-_ORDINARY_WORDS = "哪吒 许多 很多 众多 诸多 最多 更多 任何".split()
+_ORDINARY_WORDS = ("哪吒", "许多", "很多", "众多", "诸多", "最多", "更多", "任何")
 # in the pieces of a question word only these mark a question: 没有 of 有没有 is an ordinary term
 _MARKING = frozenset("什么哪谁怎吗呢咋啥")
 
@@ -180,7 +180,7 @@ def _run_bits(codes: NDArray[np.uint32]) -> NDArray[np.float32]:
 
 @functools.cache
 def _question_pattern() -> re.Pattern[str]:
-    """Question words, the longest first, in group `asking`; ordinary words are matched so that they are stepped over."""
+    """Question words, the longest first, in group `asking`; ordinary words match outside it and are stepped over."""
     chinese = "|".join(sorted(_QUESTION_WORDS.split(), key=lambda word: (-len(word), word)))
     english = "|".join(_ENGLISH_WORDS.split())
     return re.compile(f"{'|'.join(_ORDINARY_WORDS)}|(?P<asking>{chinese}|(?<![a-z0-9])(?:{english})(?![a-z0-9]))")

@@ -38,7 +38,7 @@ from chains.knowledge_base import KnowledgeBase
 from chains.lexical_embeddings import LexicalEmbeddings
 from chains.retrievers import DenseRetriever, HybridRetriever, LexicalRetriever, relevance
 from chains.vectorstores import FaissVectorStore
-from loaders.errors import RagProjError
+from loaders.errors import RagProjError, UsageError
 
 _ROLES = {"user", "human", "assistant", "ai", "system"}
 
@@ -50,7 +50,7 @@ class QAInput(TypedDict, total=False):
     chat_history: Sequence[Any]
 
 
-class QuestionError(RagProjError):
+class QuestionError(UsageError):
     """The question is empty, too long, or not text."""
 
 
@@ -136,7 +136,16 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
         Raises:
             QuestionError: what is wrong with it.
         """
-        query = value.get("query") if isinstance(value, Mapping) else value
+        query = self.check_question(value.get("query") if isinstance(value, Mapping) else value)
+        history = value.get("chat_history") if isinstance(value, Mapping) else None
+        return query, read_history(history or [])
+
+    def check_question(self, query: object) -> str:
+        """The question without white space around it.
+
+        Raises:
+            QuestionError: it is not a string, empty, or longer than `max_question_chars`.
+        """
         if not isinstance(query, str):
             raise QuestionError(
                 f'问题应为字符串或 {{"query": 字符串}}，实际是 {type(query).__name__}',
@@ -150,8 +159,7 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
                 f"the question has {len(query)} characters, the limit is {self.config.max_question_chars};"
                 " shorten it or raise max_question_chars",
             )
-        history = value.get("chat_history") if isinstance(value, Mapping) else None
-        return query.strip(), read_history(history or [])
+        return query.strip()
 
 
 def read_history(history: Sequence[Any]) -> list[BaseMessage]:

@@ -15,6 +15,28 @@ from pydantic.fields import FieldInfo
 from loaders.errors import ConfigError
 
 
+# pydantic's error types in Chinese; its own English message stands beside
+_EXPECTED = {
+    "bool_parsing": "应为 true 或 false",
+    "bool_type": "应为 true 或 false",
+    "dict_type": "应为键值对",
+    "float_parsing": "应为数字",
+    "float_type": "应为数字",
+    "greater_than": "应大于 {gt}",
+    "greater_than_equal": "应不小于 {ge}",
+    "int_from_float": "应为整数",
+    "int_parsing": "应为整数",
+    "int_type": "应为整数",
+    "less_than": "应小于 {lt}",
+    "less_than_equal": "应不大于 {le}",
+    "model_attributes_type": "应为键值对",
+    "model_type": "应为键值对",
+    "path_type": "应为路径",
+    "string_too_short": "至少 {min_length} 个字符",
+    "string_type": "应为字符串",
+}
+
+
 class Config(BaseModel):
     """Base of every config class: frozen, unknown keys are errors, `_type` names the component."""
 
@@ -132,7 +154,8 @@ def _describe(model: type[BaseModel], error: dict[str, Any]) -> tuple[str, str]:
             f"{place}：值为 {value!r}，可用的值：{context['expected']}",
             f"{place}: {value!r} is not one of {context['expected']}",
         )
-    return f"{place}：值为 {value!r}，{error['msg']}", f"{place}: {value!r}: {error['msg']}"
+    zh = _EXPECTED.get(kind, error["msg"]).format(**context)
+    return f"{place}：值为 {value!r}，{zh}", f"{place}: {value!r}: {error['msg']}"
 
 
 def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, set[str]]:

@@ -16,7 +16,11 @@ class RagProjError(Exception):
         self.en = en
 
 
-class ConfigError(RagProjError):
+class UsageError(RagProjError):
+    """Something asked for in a way that cannot work; the command exits with 2 instead of 1."""
+
+
+class ConfigError(UsageError):
     """A config file or override that cannot be used; carries every problem at once."""
 
 

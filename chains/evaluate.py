@@ -1,0 +1,144 @@
+"""evaluate: questions with gold answers, asked through the chain that serves; retrieval and answers measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from langchain_core.documents import Document
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from chains.answerers import CITATION_MARK
+from chains.evaluation import char_f1, contains_gold, exact_match, mrr_at_k, ndcg_at_k, recall_at_k
+from chains.retrieval_qa import RetrievalQA
+from loaders.errors import RagProjError
+
+# Several chunks may come from one passage: enough of them for ten different passages.
+_CHUNKS = 50
+
+
+class Question(BaseModel):
+    """A row of a question file; fields that are not needed are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = ""
+    question: str
+    answers: list[str] = []
+    context_id: str | None = None
+    pos_ids: list[str] = []
+
+    @property
+    def gold(self) -> list[str]:
+        """Ids of the passages that answer it."""
+        return list(dict.fromkeys([*([self.context_id] if self.context_id else []), *self.pos_ids]))
+
+
+class QuestionsError(RagProjError):
+    """A question file that cannot be used."""
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The rows of a JSONL file of questions.
+
+    Raises:
+        QuestionsError: the file is missing, empty, or has rows that are no questions; all are listed, with their lines.
+    """
+    questions: list[Question] = []
+    problems: list[str] = []
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    questions.append(Question.model_validate_json(line))
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    problems.append(f"{path.name}:{number}: {'.'.join(map(str, first['loc']))} {first['msg']}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuestionsError(
+            f"无法读取问题文件 {path}：{error}", f"cannot read question file {path}: {error}"
+        ) from error
+    if problems:
+        shown = "; ".join(problems[:10])
+        raise QuestionsError(
+            f"问题文件 {path} 有 {len(problems)} 行无法使用：{shown}",
+            f"{len(problems)} rows of question file {path} cannot be used: {shown}",
+        )
+    if not questions:
+        raise QuestionsError(f"问题文件 {path} 是空的", f"question file {path} is empty")
+    return questions
+
+
+def evaluate(
+    qa: RetrievalQA,
+    questions: Sequence[Question],
+    *,
+    retrieval_only: bool = False,
+    progress: Callable[[Iterable[Question]], Iterable[Question]] = iter,
+) -> dict[str, Any]:
+    """Means over the questions, as `ragproj evaluate --json` prints them.
+
+    `retrieval` counts the questions that name a gold passage; a passage ranks where its first chunk does. `answer`
+    counts those with a gold answer. A part without any such question is None.
+
+    Args:
+        qa: the chain.
+        questions: from `read_questions`.
+        retrieval_only: leave answering out.
+        progress: wraps the questions while they are worked on, as tqdm does.
+    """
+    many = {"configurable": {"top_k": _CHUNKS}}
+    retrieval: list[dict[str, float]] = []
+    answers: list[dict[str, float]] = []
+    for question in progress(questions):
+        if question.gold:
+            ranked = [_passage_id(document) for document in qa.retriever.invoke(question.question, many)]  # type: ignore[arg-type]
+            retrieval.append(_retrieval_scores(ranked, question.gold))
+        if question.answers and not retrieval_only:
+            answers.append(_answer_scores(qa.invoke({"query": question.question}), question.answers))
+    report: dict[str, Any] = {"n": len(questions), "retrieval": _means(retrieval)}
+    if not retrieval_only:
+        report["answer"] = _means(answers)
+    return report
+
+
+def _passage_id(document: Document) -> str:
+    """What gold ids name: the record's own id, or the source where it has none."""
+    return str(document.metadata.get("id") or document.metadata.get("source"))
+
+
+def _retrieval_scores(ranked: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
+    return {
+        **{f"recall@{k}": recall_at_k(ranked, gold, k) for k in (1, 5, 10)},
+        "mrr@10": mrr_at_k(ranked, gold, 10),
+        "ndcg@10": ndcg_at_k(ranked, gold, 10),
+    }
+
+
+def _answer_scores(output: dict[str, Any], gold: Sequence[str]) -> dict[str, float]:
+    answer = CITATION_MARK.sub("", output["result"])
+    return {
+        "contains_gold": contains_gold(answer, gold),
+        "exact_match": exact_match(answer, gold),
+        "char_f1": char_f1(answer, gold),
+        "mean_chars": len(answer),
+        "refused": float(output["refused"]),
+    }
+
+
+def _means(rows: Sequence[dict[str, float]]) -> dict[str, float] | None:
+    if not rows:
+        return None
+    return {key: round(sum(row[key] for row in rows) / len(rows), 4) for key in rows[0]}
+
+
+def write_report(report: dict[str, Any]) -> str:
+    """The report as lines for a person."""
+    lines = [f"n = {report['n']}"]
+    for part in ("retrieval", "answer"):
+        for key, value in (report.get(part) or {}).items():
+            lines.append(f"{part}.{key:<14} {value:g}")
+    return "\n".join(lines)

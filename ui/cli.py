@@ -1,0 +1,117 @@
+"""The `ragproj` command: what it is called with. Only the standard library is imported until a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+_DESCRIPTION = "知识库问答：向自己的文档提问，答案注明出处。 Ask your own documents; answers show where they stand."
+_OVERRIDES = "覆盖配置项，如 top_k=3 splitter.chunk_size=300 / config overrides"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every verb; `arguments.verb` names a function of `ui.commands`."""
+    parser = argparse.ArgumentParser(prog="ragproj", description=_DESCRIPTION)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    serve = _verb(verbs, "serve", "启动网页 / serve the page")
+    serve.add_argument(
+        "--host", help="监听地址，默认 127.0.0.1；其他地址必须设置密码 / other addresses need a password"
+    )
+    serve.add_argument("--port", type=int, help="端口，默认 7860 / port")
+
+    ingest = _verb(verbs, "ingest", "把文件或文件夹加入知识库 / add files and folders to the knowledge base")
+    ingest.add_argument("paths", nargs="+", metavar="PATH", help="文件或文件夹；其后可跟覆盖项 / files and folders")
+
+    ask = _verb(verbs, "ask", "提一个问题 / ask a question")
+    ask.add_argument("question", metavar="QUESTION")
+
+    search = _verb(verbs, "search", "只检索，不回答 / find passages without answering")
+    search.add_argument("query", metavar="QUERY")
+    search.add_argument("--top-k", type=int, help="返回的片段数，默认取配置 / passages to return")
+
+    evaluate = _verb(verbs, "evaluate", "用带答案的问题评测 / measure with questions that have answers")
+    evaluate.add_argument("--questions", required=True, metavar="FILE", help="JSONL：question, answers, context_id …")
+    evaluate.add_argument("--retrieval-only", action="store_true", help="只评测检索 / skip answering")
+
+    _verb(verbs, "sources", "列出知识库里的文档 / list the documents")
+
+    remove = _verb(verbs, "remove", "从知识库移除文档 / remove documents")
+    remove.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="sources 列出的名字或其文件名 / as listed by sources"
+    )
+
+    _verb(verbs, "validate", "检查配置文件 / check a config file")
+    return parser
+
+
+def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text)
+    parser.add_argument("--kb", metavar="DIR", help="知识库目录，默认取配置 / knowledge base directory")
+    parser.add_argument("--config", metavar="FILE", help="YAML 配置，默认用内置的 / config file")
+    parser.add_argument("--json", action="store_true", help="向标准输出打印一个 JSON 对象 / one JSON object on stdout")
+    parser.add_argument("--verbose", action="store_true", help="显示日志 / show the log")
+    parser.epilog = f"KEY=VALUE … {_OVERRIDES}"
+    return parser
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(other words, config overrides): `key.sub=value` is an override unless a file of that name exists."""
+    others: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        key, equals, _ = word.partition("=")
+        named_like_a_key = bool(equals) and all(part.isidentifier() and part.isascii() for part in key.split("."))
+        (overrides if named_like_a_key and not os.path.exists(word) else others).append(word)  # noqa: PTH110 no import
+    return others, overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb; the exit status: 0 done, 1 failed, 2 called or configured wrongly."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 shows "?" instead of breaking off
+            stream.reconfigure(errors="replace")
+    parser = build_parser()
+    arguments, extra = parser.parse_known_args(argv)
+    unknown, arguments.overrides = split_overrides(extra)
+    if unknown:
+        parser.error(f"无法识别的参数 / unrecognised arguments: {' '.join(unknown)}")
+    if arguments.verb in {"ingest", "remove"}:
+        name = "paths" if arguments.verb == "ingest" else "sources"
+        words, overrides = split_overrides(getattr(arguments, name))
+        setattr(arguments, name, words)
+        arguments.overrides = [*overrides, *arguments.overrides]
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, stream=sys.stderr)
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from loaders.errors import RagProjError, UsageError
+
+    try:
+        from ui import commands
+
+        status: int = getattr(commands, arguments.verb)(arguments)
+    except UsageError as error:
+        return _complain(arguments, error, 2)
+    except RagProjError as error:
+        return _complain(arguments, error, 1)
+    except KeyboardInterrupt:
+        print("已中断，已提交的内容完好 / interrupted; what was committed is intact", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `ragproj search … | head`
+        sys.stdout = None  # type: ignore[assignment] # nothing more can be written, not even at exit
+        return 1
+    return status
+
+
+def _complain(arguments: argparse.Namespace, error: Exception, status: int) -> int:
+    print(f"ragproj {arguments.verb}: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""What each verb of the command does; `ui.cli` names them."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from chains.config import RagConfig, load_config
+from loaders.errors import RagProjError, UsageError
+
+_T = TypeVar("_T")
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve the page until interrupted."""
+    config = _config(arguments)
+    host = arguments.host or config.server.host
+    port = config.server.port if arguments.port is None else arguments.port
+    password = os.environ.get("RAGPROJ_PASSWORD") or _secret(config)
+    if not _is_loopback(host) and not password:
+        raise UsageError(
+            f"监听 {host} 会让其他机器访问，必须先设置密码：环境变量 RAGPROJ_PASSWORD，或配置 server.password",
+            f"{host} is reachable from other machines and needs a password: set RAGPROJ_PASSWORD or server.password",
+        )
+    from ui.app import build_app, launch  # gradio takes seconds to import
+    from ui.examples import example_questions
+
+    service = _service(config, create=True)
+    print(f"知识库 / knowledge base: {config.kb}，{len(service.sources())} 个文档 / documents", file=sys.stderr)
+    app = build_app(service, examples=example_questions(service.knowledge_base), language=config.language)
+    launch(app, host=host, port=port, auth=(config.server.username, password) if password else None)
+    return 0
+
+
+def ingest(arguments: argparse.Namespace) -> int:
+    """Add files; 1 when any of them failed."""
+    if not arguments.paths:
+        raise UsageError("ingest 需要至少一个文件或文件夹", "ingest needs at least one file or folder")
+    service = _service(_config(arguments), create=True)
+    stop = threading.Event()
+    with tqdm(desc="ingest", unit="file", delay=1, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int, name: str) -> None:
+            bar.total, bar.n = total, done
+            bar.set_postfix_str(name[-40:])
+
+        try:
+            report = service.ingestor().ingest([Path(path) for path in arguments.paths], progress=progress, stop=stop)
+        finally:
+            service.close()
+    if arguments.json:
+        _print_json(report.as_dict())
+    else:
+        for failure in report.failed:
+            print(f"✗ {failure['reason']}", file=sys.stderr)
+        print(
+            f"新增 {report.added}，更新 {report.updated}，未变 {report.unchanged}，失败 {len(report.failed)} 个文件；"
+            f"{report.chunks} 个片段，{report.seconds:.1f} 秒 / added, updated, unchanged, failed files; chunks; seconds"
+        )
+    return 1 if report.failed else 0
+
+
+def ask(arguments: argparse.Namespace) -> int:
+    """Answer a question, as it is generated."""
+    service = _service(_config(arguments))
+    if arguments.json:
+        output = dict(service.qa.invoke({"query": arguments.question}))
+        output["source_documents"] = [_document(document) for document in output["source_documents"]]
+        _print_json(output)
+        return 0
+    citations: list[dict[str, Any]] = []
+    for piece in service.qa.stream({"query": arguments.question}):
+        print(piece.get("result", ""), end="", flush=True)
+        citations += piece.get("citations", [])
+    print()
+    for citation in citations:
+        page = f" 第 {citation['page']} 页 / p. {citation['page']}" if citation["page"] is not None else ""
+        print(f"[{citation['n']}] {citation['source']}{page} @{citation['start']}-{citation['end']}")
+    return 0
+
+
+def search(arguments: argparse.Namespace) -> int:
+    """Find passages."""
+    if arguments.top_k is not None:
+        arguments.overrides = [*arguments.overrides, f"top_k={arguments.top_k}"]
+    service = _service(_config(arguments))
+    query = service.qa.check_question(arguments.query)
+    hits = [
+        {"rank": rank, **_document(document)} for rank, document in enumerate(service.qa.retriever.invoke(query), 1)
+    ]
+    if arguments.json:
+        _print_json({"query": query, "hits": hits})
+        return 0
+    for hit in hits:
+        print(f"{hit['rank']}. [{hit['score']:.2f}] {hit['source']} @{hit['metadata']['start']}")
+        print(f"   {' '.join(hit['text'].split())[:200]}")
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Measure retrieval and answers."""
+    from chains.evaluate import evaluate as run
+    from chains.evaluate import read_questions, write_report
+
+    questions = read_questions(Path(arguments.questions))
+    service = _service(_config(arguments))
+    report = run(service.qa, questions, retrieval_only=arguments.retrieval_only, progress=_bar)
+    _print_json(report) if arguments.json else print(write_report(report))
+    return 0
+
+
+def sources(arguments: argparse.Namespace) -> int:
+    """List what the knowledge base holds."""
+    rows = _service(_config(arguments)).knowledge_base.sources()
+    if arguments.json:
+        _print_json({"sources": [vars(row) for row in rows]})
+        return 0
+    for row in rows:
+        print(f"{row.source}\t{row.title}\t{row.chunks} 片段 / chunks\t{row.characters} 字 / characters\t{row.added}")
+    return 0
+
+
+def remove(arguments: argparse.Namespace) -> int:
+    """Remove documents; 1, with nothing removed, when one is not there."""
+    service = _service(_config(arguments))
+    names = [_resolve(name, service.knowledge_base.source_names()) for name in arguments.sources]
+    removed = service.remove(names)
+    _print_json({"removed": removed, "sources": names}) if arguments.json else print(
+        f"已移除 {removed} / removed {removed}"
+    )
+    return 0
+
+
+def validate(arguments: argparse.Namespace) -> int:
+    """Check a config; prints what it comes to."""
+    config = _config(arguments)
+    plain = config.model_dump(mode="json", by_alias=True)
+    if arguments.json:
+        _print_json({"ok": True, "config": plain})
+    else:
+        import yaml
+
+        print(yaml.safe_dump(plain, allow_unicode=True, sort_keys=False), end="")
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> RagConfig:
+    overrides = list(arguments.overrides)
+    config = load_config(arguments.config, overrides)
+    return config if arguments.kb is None else config.model_copy(update={"kb": Path(arguments.kb)})
+
+
+def _service(config: RagConfig, *, create: bool = False) -> Any:
+    from ui.service import RagService
+
+    return RagService(config, create=create)
+
+
+def _resolve(name: str, known: list[str]) -> str:
+    """The source a name means: itself, the same path written otherwise, or the only one with that file name."""
+    absolute = os.path.abspath(name)  # noqa: PTH100 as ingest names sources
+    same_name = [source for source in known if Path(source).name == name]
+    for candidates in ([name], [absolute], same_name):
+        found = [source for source in candidates if source in known]
+        if len(found) == 1:
+            return found[0]
+    if same_name:
+        raise RagProjError(
+            f"有 {len(same_name)} 个文档叫 {name}，请写全路径：{', '.join(same_name)}",
+            f"{len(same_name)} documents are called {name}; write the whole path: {', '.join(same_name)}",
+        )
+    raise RagProjError(
+        f"知识库中没有 {name}；用 ragproj sources 查看有哪些",
+        f"no document {name}; ragproj sources lists what there is",
+    )
+
+
+def _document(document: Any) -> dict[str, Any]:
+    metadata = dict(document.metadata)
+    return {
+        "score": metadata.pop("score", None),
+        "id": document.id,
+        "source": metadata.get("source"),
+        "text": document.page_content,
+        "metadata": metadata,
+    }
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _secret(config: RagConfig) -> str | None:
+    password = config.server.password
+    return None if password is None else password.get_secret_value()
+
+
+def _bar(items: Iterable[_T]) -> Iterable[_T]:
+    return tqdm(items, delay=1, file=sys.stderr)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
