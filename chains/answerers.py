@@ -22,7 +22,8 @@ from loaders.splitters import context_lines
 
 # Words that point back to something said before: such a question cannot be searched for on its own.
 _POINTING_BACK = re.compile(
-    r"[他她它](?:们|的)?|这个|那个|这些|那些|该|其|此|上述|前面|刚才|前者|后者|呢[？?]?$"
+    r"(?<!其)[他她](?!人|乡|国)|它|这个|那个|这些|那些|上述|前面|刚才|前者|后者|呢[？?]?$"
+    r"|(?<![应活])该(?![不怎如找])|(?<![尤极与土何])其(?![他它余中实次])|(?<![因彼如从])此(?![外前后])"
     r"|\b(?:it|its|they|them|their|he|his|him|she|her|this|that|these|those)\b",
     re.IGNORECASE,
 )

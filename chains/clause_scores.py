@@ -91,27 +91,27 @@ WEIGHTS = {
     # shares of the question's information, 0 to 1; `rest`: without what the heading says
     "clause rest pairs": 1.15,
     "clause rest pairs squared": -1.95,
-    "clause rest characters": 3.04,
-    "clause rest characters squared": -0.67,
-    "sentence pairs": 1.75,
+    "clause rest characters": 2.96,
+    "clause rest characters squared": -0.59,
+    "sentence pairs": 1.73,
     "sentence rest pairs": 2.68,
     "sentence rest pairs squared": -0.95,
-    "sentence rest characters": 3.57,
+    "sentence rest characters": 3.54,
     "sentence rest characters squared": -0.74,
     "previous clause": 0.89,
     "next clause": 0.59,
-    "previous sentence": 1.27,
-    "next sentence": 0.84,
-    "passage pairs": 9.16,
-    "passage characters": 6.22,
+    "previous sentence": 1.24,
+    "next sentence": 0.81,
+    "passage pairs": 9.11,
+    "passage characters": 6.16,
     # where it stands
-    "second passage": -1.16,
+    "second passage": -1.15,
     "later passage": -1.86,
-    "first sentence": 0.95,
-    "position": -1.35,
+    "first sentence": 0.96,
+    "position": -1.34,
     # how much it says
     "log sentence length": -0.86,
-    "log new": 0.26,
+    "log new": 0.27,
     "nothing new": -0.79,
     # what surrounds the question word
     "left of question word": 1.27,
@@ -122,17 +122,17 @@ WEIGHTS = {
     "any: name": -0.44,
     "any: title": 0.43,
     "date: date": 2.30,
-    "date: digit": 1.04,
+    "date: digit": 1.03,
     "definition: first": 0.26,
     "latin: bracket": 0.58,
     "list: list": 1.14,
-    "manner: manner": 0.95,
+    "manner: manner": 0.94,
     "name: name": 2.08,
-    "number: digit": 1.28,
+    "number: digit": 1.29,
     "number: number": 1.00,
     "number: unit": 2.27,
     "person: person": 1.00,
-    "place: place": 1.04,
+    "place: place": 1.03,
     "reason: reason": 0.48,
     "title: title": 0.11,
 }
@@ -154,9 +154,12 @@ class Question:
 def read_question(question: str) -> Question:
     """`question` taken apart. Question words carry no information and are left out of its terms."""
     folded = fold(question)
-    told = "".join(" " if asks else character for character, asks in zip(folded, question_mask(folded), strict=True))
-    told = _ENGLISH_FUNCTION_WORDS.sub(" ", told)
     asking = list(_ASKING.finditer(folded))
+    mask = question_mask(folded)
+    for found in asking:  # the mask may have taken 是什么 of 是什么时候; a lone 几 may be that of 几何
+        mask[found.start() : found.end()] |= len(found.group()) > 1
+    told = "".join(" " if asks else character for character, asks in zip(folded, mask, strict=True))
+    told = _ENGLISH_FUNCTION_WORDS.sub(" ", told)
     last = asking[-1] if asking else None
     right = _letters(folded[last.end() :])[:2] if last else ""
     return Question(
@@ -221,10 +224,10 @@ class _Text:
         """1.0 for each clause that contains `term`, shape (clauses,); an empty term stands nowhere."""
         return self.marks(find_term(term, self.folded))
 
-    def table(self, terms: Collection[str]) -> Column:
+    def table(self, wanted: Collection[str]) -> Column:
         """1.0 where a clause contains a term, shape (clauses, terms)."""
-        found = np.zeros((len(self.starts), len(terms)))
-        for number, term in enumerate(terms):
+        found = np.zeros((len(self.starts), len(wanted)))
+        for number, term in enumerate(wanted):
             found[:, number] = self.where(term)
         return found
 

@@ -39,8 +39,10 @@ class HybridRetrieverConfig(Config):
     """Both, fused."""
 
     type: Literal["hybrid"] = Field(default="hybrid", alias="_type")
-    dense_weight: float = Field(default=0.3, ge=0, le=1, description="weight of the dense leg; BM25 has the rest")
-    fetch: int = Field(default=50, ge=1, le=1000, description="chunks asked of each leg before fusing")
+    fusion: Literal["weighted", "rrf"] = Field(default="weighted", description="of scores, or of reciprocal ranks")
+    dense_weight: float = Field(default=0.5, ge=0, le=1, description="weight of the dense leg; BM25 has the rest")
+    support: float = Field(default=0.3, ge=0, lt=1, description="raise by other hits of the same document; 0: none")
+    fetch: int = Field(default=100, ge=1, le=1000, description="chunks asked of each leg before fusing")
 
 
 class ExtractiveConfig(Config):

@@ -259,6 +259,18 @@ class KnowledgeBase:
         """Active chunks by public id; unknown ones are left out."""
         return {chunk.key: chunk for chunk in self._chunks("c.key", list(keys))}
 
+    def document_ids(self, ids: Iterable[int]) -> dict[int, int]:
+        """The document of each active chunk; ids that are gone are left out."""
+        found: dict[int, int] = {}
+        for part in _batches([int(i) for i in ids]):
+            rows = self._query(
+                "SELECT c.id, c.document_id FROM chunks c JOIN sources s ON s.id = c.source_id AND s.active = 1"
+                f" WHERE c.id IN ({_marks(part)})",
+                *part,
+            )
+            found.update(rows)
+        return found
+
     def neighbours(self, document_id: int) -> list[StoredChunk]:
         """All chunks of a document in text order."""
         return sorted(self._chunks("c.document_id", [document_id]), key=lambda chunk: chunk.start)

@@ -38,8 +38,9 @@ from chains.knowledge_base import KnowledgeBase
 from chains.lexical_embeddings import LexicalEmbeddings
 from chains.retrievers import DenseRetriever, HybridRetriever, LexicalRetriever, relevance
 from chains.vectorstores import FaissVectorStore
-from loaders.errors import RagProjError, UsageError
+from loaders.errors import UsageError
 
+MAX_TOP_K = 100
 _ROLES = {"user", "human", "assistant", "ai", "system"}
 
 
@@ -83,28 +84,32 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
         return [] if alternatives is None else [cast("Any", part).default_key, *alternatives]
 
     def _run(self, inputs: Iterator[Any], config: RunnableConfig) -> Iterator[AddableDict]:
-        for value in inputs:
-            query, history = self._read(value)
-            answerer, question = self._prepare(query, history, config)
-            documents = self.retriever.invoke(question, config)
-            yield AddableDict({"query": query, "source_documents": documents})
-            if self._irrelevant(documents):
-                yield from refusal(self.config.language)
-                continue
+        value = None
+        for piece in inputs:
+            value = _gathered(value, piece)
+        query, history = self._read(value)
+        answerer, question = self._prepare(query, history, config)
+        documents = self.retriever.invoke(question, config)
+        yield AddableDict({"query": query, "source_documents": documents})
+        if self._irrelevant(documents):
+            yield from refusal(self.config.language)
+        else:
             yield from answerer.stream(AnswerInput(question=question, passages=documents), config)
 
     async def _arun(self, inputs: AsyncIterator[Any], config: RunnableConfig) -> AsyncIterator[AddableDict]:
-        async for value in inputs:
-            query, history = self._read(value)
-            answerer, question = await run_in_executor(config, self._prepare, query, history, config)
-            documents = await self.retriever.ainvoke(question, config)
-            yield AddableDict({"query": query, "source_documents": documents})
-            if self._irrelevant(documents):
-                for piece in refusal(self.config.language):
-                    yield piece
-                continue
-            async for piece in answerer.astream(AnswerInput(question=question, passages=documents), config):
-                yield piece
+        value = None
+        async for piece in inputs:
+            value = _gathered(value, piece)
+        query, history = self._read(value)
+        answerer, question = await run_in_executor(config, self._prepare, query, history, config)
+        documents = await self.retriever.ainvoke(question, config)
+        yield AddableDict({"query": query, "source_documents": documents})
+        if self._irrelevant(documents):
+            for refused in refusal(self.config.language):
+                yield refused
+            return
+        async for answered in answerer.astream(AnswerInput(question=question, passages=documents), config):
+            yield answered
 
     def _prepare(self, query: str, history: Sequence[BaseMessage], config: RunnableConfig) -> tuple[Answerer, str]:
         """The answerer chosen at run time, and the question as it can be searched for without the conversation."""
@@ -117,14 +122,12 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
 
     def _check_choices(self, config: RunnableConfig) -> None:
         configurable = config.get("configurable", {})
-        for key in ("llm", "retriever"):
-            allowed = self.choices(key)
+        for key, allowed in (("llm", self.choices("llm")), ("retriever", self.choices("retriever"))):
             if key in configurable and configurable[key] not in allowed:
-                listed = ", ".join(allowed) or "-"
-                raise RagProjError(
-                    f"configurable 中 {key} 为 {configurable[key]!r}，可用的值：{listed}",
-                    f"{key} is {configurable[key]!r} in configurable; allowed: {listed}",
-                )
+                raise _not_a_choice(key, configurable[key], ", ".join(allowed) or "-")
+        top_k = configurable.get("top_k", 1)
+        if type(top_k) is not int or not 1 <= top_k <= MAX_TOP_K:
+            raise _not_a_choice("top_k", top_k, f"1-{MAX_TOP_K}")
 
     def _irrelevant(self, documents: Sequence[Document]) -> bool:
         best = relevance(documents)
@@ -159,17 +162,52 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
                 f"the question has {len(query)} characters, the limit is {self.config.max_question_chars};"
                 " shorten it or raise max_question_chars",
             )
-        return query.strip()
+        # half of a surrogate pair, as a terminal of another encoding sends it, is no text to any library below
+        return query.encode("utf-8", "replace").decode("utf-8").strip()
+
+
+def _gathered(value: Any, piece: Any) -> Any:
+    """An input that comes in pieces (a `RunnableParallel` streams one key at a time), put together."""
+    if value is None:
+        return piece
+    try:
+        return value + piece
+    except TypeError:  # not addable: the latest state of it
+        return piece
+
+
+def _not_a_choice(key: str, value: object, allowed: str) -> UsageError:
+    return UsageError(
+        f"configurable 中 {key} 为 {value!r}，可用的值：{allowed}",
+        f"{key} is {value!r} in configurable; allowed: {allowed}",
+    )
 
 
 def read_history(history: Sequence[Any]) -> list[BaseMessage]:
-    """A conversation as messages: from messages, (role, text) or {"role", "content"}, or (question, answer) pairs."""
+    """A conversation as messages: from messages, (role, text) or {"role", "content"}, or (question, answer) pairs.
+
+    Raises:
+        QuestionError: it is not a list, or a turn is none of these.
+    """
+    if not isinstance(history, list | tuple):
+        raise QuestionError(
+            f"chat_history 应为列表，实际是 {type(history).__name__}",
+            f"chat_history must be a list, got {type(history).__name__}",
+        )
     messages: list[BaseMessage] = []
-    for turn in history:
+    for number, turn in enumerate(history, 1):
         if isinstance(turn, tuple | list) and len(turn) == 2 and str(turn[0]) not in _ROLES:
-            messages += [HumanMessage(str(turn[0])), AIMessage(str(turn[1]))]
-        else:
+            question, answer = turn
+            messages += [HumanMessage(str(question))] + ([] if answer is None else [AIMessage(str(answer))])
+            continue
+        try:
             messages += convert_to_messages([tuple(turn) if isinstance(turn, list) else turn])
+        except (KeyError, ValueError, NotImplementedError) as error:
+            raise QuestionError(
+                f"chat_history 第 {number} 轮无法识别：{turn!r}；应为消息、(角色, 文本) 或 (问题, 回答)",
+                f"turn {number} of chat_history is not understood: {turn!r}; it must be a message, (role, text) or"
+                " (question, answer)",
+            ) from error
     return messages
 
 
@@ -235,7 +273,7 @@ def _build_retriever(
         DenseRetrieverConfig().type: DenseRetriever(store=store, top_k=config.top_k),
         LexicalRetrieverConfig().type: LexicalRetriever(store=store, top_k=config.top_k, fulltext=fulltext),
         hybrid.type: HybridRetriever(
-            store=store, top_k=config.top_k, fulltext=fulltext, dense_weight=hybrid.dense_weight, fetch=hybrid.fetch
+            store=store, top_k=config.top_k, fulltext=fulltext, **hybrid.model_dump(exclude={"type"})
         ),
     }
     top_k = ConfigurableField("top_k", name="top_k", description="passages an answer is made from")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -67,18 +67,26 @@ class LexicalRetriever(ChunkRetriever):
 
 
 class HybridRetriever(ChunkRetriever):
-    """Nearest vectors and BM25, their ranks fused."""
+    """Nearest vectors and BM25, fused."""
 
     fulltext: FullTextIndex
-    dense_weight: float = 0.3
-    fetch: int = 50
+    fusion: Literal["weighted", "rrf"] = "weighted"
+    dense_weight: float = 0.5
+    support: float = 0.3
+    fetch: int = 100
 
     def rank(self, query: str, k: int) -> Ranking:
-        """By weighted reciprocal rank."""
+        """By fused score, raised where other chunks of the same document were found too."""
         fetch = max(self.fetch, k)
-        dense = self.store.search_ids(self.store.embed_query(query), fetch, self.filter)
-        lexical = self.fulltext.search(query, fetch, self._allowed())
-        return fuse_ranks([lexical, dense], [1 - self.dense_weight, self.dense_weight])[:k]
+        vector = self.store.embed_query(query)
+        legs = [
+            self.fulltext.search(query, fetch, self._allowed()),
+            self.store.search_ids(vector, fetch, self.filter),
+        ]
+        weights = [1 - self.dense_weight, self.dense_weight]
+        fused = fuse_ranks(legs, weights) if self.fusion == "rrf" else fuse_scores(legs, weights)
+        documents = self.store.knowledge_base.document_ids(i for i, _ in fused)
+        return with_support(fused, documents, self.support)[:k]
 
 
 def fuse_ranks(rankings: Sequence[Iterable[tuple[int, float]]], weights: Sequence[float]) -> Ranking:
@@ -91,6 +99,40 @@ def fuse_ranks(rankings: Sequence[Iterable[tuple[int, float]]], weights: Sequenc
         for rank, (chunk, _) in enumerate(ranking, 1):
             scores[chunk] = scores.get(chunk, 0.0) + weight / (_RRF + rank)
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def fuse_scores(rankings: Sequence[Sequence[tuple[int, float]]], weights: Sequence[float]) -> Ranking:
+    """Rankings fused by weighted score, each ranking's scores divided by its best one; best first, ties by id.
+
+    Keeps what ranks throw away: by how much the first hit leads. A ranking without a positive score adds nothing.
+    """
+    scores: dict[int, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        best = max((score for _, score in ranking), default=0.0)
+        if best > 0:
+            for chunk, score in ranking:
+                scores[chunk] = scores.get(chunk, 0.0) + weight * score / best
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def with_support(ranking: Ranking, documents: Mapping[int, int], decay: float) -> Ranking:
+    """Scores raised by those of the other chunks of the same document: `decay` of the best one, its square of the next.
+
+    A document that several chunks speak for is more likely to be the one meant; the sum stays bounded however long
+    the document is. Chunks without a document (removed meanwhile) are dropped. Best first, ties by id.
+    """
+    by_document: dict[int, list[float]] = {}
+    for chunk, score in ranking:
+        if chunk in documents:
+            by_document.setdefault(documents[chunk], []).append(score)
+    raised = []
+    for chunk, score in ranking:
+        if chunk in documents:
+            others = sorted(by_document[documents[chunk]], reverse=True)
+            others.remove(score)
+            support = sum(other * decay**place for place, other in enumerate(others, 1))
+            raised.append((chunk, score + support))
+    return sorted(raised, key=lambda item: (-item[1], item[0]))
 
 
 def relevance(documents: Iterable[Document]) -> float | None:

@@ -73,22 +73,30 @@ def split_document(document: Document, config: SplitterConfig, length: Length) -
 
 
 def embedding_text(chunk: Document) -> str:
-    """What is embedded and indexed for a chunk: title, headings and table header that are not in it, then its text."""
-    return "\n".join([*context_lines(chunk), chunk.page_content])
+    """What is embedded and indexed for a chunk: title, sheet and headings, table header, then its text.
+
+    The title stands in front even where the chunk opens with it: every chunk of a document then leans the same way
+    (recall@1 of 128-token chunks on the CMRC training questions .955 -> .962).
+    """
+    return "\n".join([*_names(chunk), *_table_header(chunk), chunk.page_content])
 
 
 def context_lines(chunk: Document) -> list[str]:
-    """Title, heading path and table header of a chunk, outermost first, without what its text already says."""
+    """What a reader needs to know beside the chunk: title, headings and table header that its text does not show."""
+    opening = chunk.page_content[:200]
+    return [name for name in _names(chunk) if name not in opening] + _table_header(chunk)
+
+
+def _names(chunk: Document) -> list[str]:
+    """Title, sheet and heading path, outermost first, none twice."""
     metadata = chunk.metadata
     names = [metadata.get("title"), metadata.get("sheet"), *(metadata.get("headings") or [])]
-    lines: list[str] = []
-    for name in names:
-        if name and name not in lines and name not in chunk.page_content[: len(name) + 8]:
-            lines.append(str(name))
-    header = metadata.get("table_header")
-    if header and not chunk.page_content.startswith(header):
-        lines.append(header)
-    return lines
+    return list(dict.fromkeys(str(name) for name in names if name))
+
+
+def _table_header(chunk: Document) -> list[str]:
+    header = chunk.metadata.get("table_header")
+    return [header] if header and not chunk.page_content.startswith(header) else []
 
 
 def _location(marks: list[dict[str, Any]], starts: list[int], offset: int) -> dict[str, Any]:

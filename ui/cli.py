@@ -103,7 +103,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print("已中断，已提交的内容完好 / interrupted; what was committed is intact", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `ragproj search … | head`
-        sys.stdout = None  # type: ignore[assignment] # nothing more can be written, not even at exit
+        sys.stdout = None  # nothing more can be written, not even at exit
         return 1
     return status
 

@@ -50,8 +50,9 @@ def ingest(arguments: argparse.Namespace) -> int:
     with tqdm(desc="ingest", unit="file", delay=1, file=sys.stderr) as bar:
 
         def progress(done: int, total: int, name: str) -> None:
-            bar.total, bar.n = total, done
-            bar.set_postfix_str(name[-40:])
+            bar.total = total
+            bar.set_postfix_str(name[-40:], refresh=False)
+            bar.update(done - bar.n)
 
         try:
             report = service.ingestor().ingest([Path(path) for path in arguments.paths], progress=progress, stop=stop)
