@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict
 
-from chains.chat_models import describe_server_error, init_model, server_errors
+from chains.chat_models import broke_off, describe_server_error, init_model, server_errors
 from chains.config import ChatModelConfig
 from chains.extraction import select_quotes
 from chains.prompts import ANSWER_SYSTEM, ANSWER_USER, CONDENSE_SYSTEM, CONDENSE_USER, REFUSAL, Language
@@ -126,14 +126,14 @@ class ChatModelAnswerer(Answerer):
         **kwargs: Any,
     ) -> Iterator[AddableDict]:
         """Pieces as the model generates them."""
-        text = ""
+        text, complete = "", False
         try:
             for chunk in self._chat_model.stream(self._messages(input), config):
-                text += chunk.text
+                text, complete = text + chunk.text, complete or _is_last(chunk)
                 yield AddableDict({"result": chunk.text})
         except server_errors() as error:
             raise describe_server_error(error, self.model) from error
-        yield self._closing(text, input["passages"])
+        yield self._closing(text, complete, input["passages"])
 
     async def astream(
         self,
@@ -142,14 +142,14 @@ class ChatModelAnswerer(Answerer):
         **kwargs: Any,
     ) -> AsyncIterator[AddableDict]:
         """As `stream`."""
-        text = ""
+        text, complete = "", False
         try:
             async for chunk in self._chat_model.astream(self._messages(input), config):
-                text += chunk.text
+                text, complete = text + chunk.text, complete or _is_last(chunk)
                 yield AddableDict({"result": chunk.text})
         except server_errors() as error:
             raise describe_server_error(error, self.model) from error
-        yield self._closing(text, input["passages"])
+        yield self._closing(text, complete, input["passages"])
 
     def condense(self, question: str, history: Sequence[BaseMessage], config: RunnableConfig) -> str:
         """The question rewritten by the model; as it is where the model returns nothing."""
@@ -169,9 +169,16 @@ class ChatModelAnswerer(Answerer):
         user = ANSWER_USER[self.language].format(references=references, question=inputs["question"])
         return [SystemMessage(ANSWER_SYSTEM[self.language]), HumanMessage(user)]
 
-    def _closing(self, text: str, passages: Sequence[Document]) -> AddableDict:
+    def _closing(self, text: str, complete: bool, passages: Sequence[Document]) -> AddableDict:
+        # an OpenAI-compatible server says why it stopped; other models do not all tell
+        if not complete and isinstance(self.model, ChatModelConfig) and self.model.model_provider == "openai":
+            raise broke_off(self.model)
         refused = not text.strip() or REFUSAL[self.language] in text
         return AddableDict({"citations": [] if refused else cited(text, passages), "refused": refused})
+
+
+def _is_last(chunk: BaseMessage) -> bool:
+    return bool(chunk.response_metadata.get("finish_reason"))
 
 
 def refusal(language: Language) -> Iterator[AddableDict]:

@@ -25,11 +25,16 @@ def init_model(config: ChatModelConfig) -> BaseChatModel:
 
     options: dict[str, Any] = {
         "temperature": config.temperature,
-        "max_tokens": config.max_tokens,
         "timeout": config.timeout_s,
+        "max_retries": 1,
     }
     if config.base_url is not None:
         options["base_url"] = config.base_url
+    if config.base_url is not None and config.model_provider == "openai":
+        # as every compatible server knows it; the client would send OpenAI's own newer name
+        options["extra_body"] = {"max_tokens": config.max_tokens}
+    else:
+        options["max_tokens"] = config.max_tokens
     if config.api_key is not None:
         options["api_key"] = config.api_key.get_secret_value()
     elif config.base_url is not None and config.model_provider == "openai" and not os.environ.get("OPENAI_API_KEY"):
@@ -50,7 +55,17 @@ def server_errors() -> tuple[type[Exception], ...]:
     import httpx
     import openai
 
-    return (openai.OpenAIError, httpx.HTTPError, ConnectionError, TimeoutError)
+    # ValueError: what is not a chat completion at all, such as the HTML of a wrong base_url
+    return (openai.OpenAIError, httpx.HTTPError, ConnectionError, TimeoutError, ValueError)
+
+
+def broke_off(model: ChatModelConfig) -> GeneratorError:
+    """The stream ended without saying that the answer was complete."""
+    name = f"{model.model} ({model.base_url or model.model_provider})"
+    return GeneratorError(
+        f"生成模型 {name} 的回答中途断开，不完整；请检查服务后重新提问",
+        f"the answer of the generator {name} broke off half-way; check the server and ask again",
+    )
 
 
 def describe_server_error(error: Exception, model: BaseChatModel | ChatModelConfig) -> GeneratorError:

@@ -59,11 +59,13 @@ class ChatModelConfig(Config):
     type: Literal["chat_model"] = Field(default="chat_model", alias="_type")
     model: str = Field(description="model name as the server knows it")
     model_provider: str = Field(default="openai", description="LangChain's provider name; openai for vLLM or Ollama")
-    base_url: str | None = Field(default=None, description="address of the server, such as http://127.0.0.1:8000/v1")
+    base_url: str | None = Field(
+        default=None, pattern="^https?://", description="address of the server, such as http://127.0.0.1:8000/v1"
+    )
     api_key: SecretStr | None = Field(default=None, description="key; better left out and set in the environment")
     temperature: float = Field(default=0.1, ge=0, le=2)
     max_tokens: int = Field(default=1024, ge=1, description="tokens of an answer, at most")
-    timeout_s: float = Field(default=120, gt=0, description="seconds to wait for the server")
+    timeout_s: float = Field(default=120, gt=0, description="seconds to wait for the server, each attempt")
 
 
 EmbeddingsConfig = LexicalEmbeddingsConfig
@@ -98,7 +100,7 @@ class RagConfig(Config):
     )
     top_k: int = Field(default=5, ge=1, le=100, description="passages an answer is made from")
     min_relevance: float = Field(
-        default=0.25, ge=0, le=1, description="refuse when no passage reaches this relevance; 0 never refuses"
+        default=0.35, ge=0, le=1, description="refuse when no passage reaches this relevance; 0 never refuses"
     )
     max_question_chars: int = Field(default=4000, ge=1, description="a longer question is an error")
     server: ServerConfig = Field(default_factory=ServerConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,8 @@ _PRICE_OF_QUOTE = 0.005  # likewise one quote more
 _WHOLE_SENTENCE = 0.75  # sentences up to this share of `max_chars` are not cut
 
 _LARGEST_GAP = 4  # characters between neighbouring pieces: a loose comma, white space between lines
+# Headings, code fences, rules and the line under a table's header tell nothing by themselves.
+_NOT_QUOTED = re.compile(r"#{1,6}\s|```|~~~|-{3,}$|\|[\s|:-]+\|$", re.MULTILINE)
 _LOOSE_ENDS = "，、；：,;: \t\n\r\u3000"
 
 
@@ -82,13 +85,18 @@ def _share_found(bits: Mapping[str, float], folded: str) -> float:
 
 
 def _pieces(number: int, passage: str, clauses: Sequence[Clause], chances: Column, *, whole: int) -> Iterator[Quote]:
-    """What may be quoted, in order: short sentences whole, longer ones by clauses; without loose commas at the end."""
+    """What may be quoted, in order: short sentences whole, longer ones by clauses; without loose commas at the end.
+
+    A Markdown heading is left out, and so ends a run: what stands under the next heading is another matter.
+    """
     scored = zip(clauses, chances, strict=True)
     for _, group in itertools.groupby(scored, key=lambda pair: pair[0].sentence):
         sentence = [Quote(number, clause.start, clause.end, float(chance)) for clause, chance in group]
         if sentence[-1].end - sentence[0].start <= whole:
             sentence = [_joined(sentence)]
         for piece in sentence:
+            if _NOT_QUOTED.match(passage, piece.start):
+                continue
             end = piece.start + len(passage[piece.start : piece.end].rstrip(_LOOSE_ENDS))
             if end > piece.start:
                 yield replace(piece, end=end)

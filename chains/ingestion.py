@@ -57,6 +57,11 @@ class IngestReport:
     chunks: int = 0
     seconds: float = 0.0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was no file at all."""
+        return not (self.added or self.updated or self.unchanged or self.failed)
+
     def as_dict(self) -> dict[str, Any]:
         """The report as `ingest --json` prints it."""
         return asdict(self)
@@ -105,19 +110,25 @@ class Ingestor:
         report = IngestReport()
         # absolute, so that a source has one name wherever the command runs
         found = find_files([Path(os.path.abspath(path)) for path in paths])  # noqa: PTH100 resolve() follows links
-        failures = [*found.errors, *_unsupported(found.unsupported)]
-        report.failed += [{"path": str(path), "reason": str(error)} for path, error in failures]
+        files = [path for path in found.files if not self._is_own(path)]
+        failures = [*found.errors, *_unsupported(path for path in found.unsupported if not self._is_own(path))]
+        report.failed += [_failure(path, error) for path, error in failures]
         try:
-            for done, path in enumerate(found.files):
-                progress(done, len(found.files), path.name)
+            for done, path in enumerate(files):
+                progress(done, len(files), path.name)
                 self._ingest_reporting(path, report, stop)
         except StoppedError:
-            logger.info("stopped after %d of %d files", done, len(found.files))
+            logger.info("stopped after %d of %d files", done, len(files))
         finally:
             self.save_caches()
-        progress(len(found.files), len(found.files), "")
+        progress(len(files), len(files), "")
         report.seconds = round(time.monotonic() - started, 3)
         return report
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a file belongs to the knowledge base itself, which may lie in the folder; uploads are documents."""
+        home = self._kb.path.absolute()
+        return path.is_relative_to(home) and not path.is_relative_to(home / "files")
 
     def save_caches(self) -> None:
         """Bring the FAISS file and the full-text index up to date."""
@@ -128,7 +139,7 @@ class Ingestor:
         try:
             outcome, chunks = self._ingest_file(path, stop)
         except LoadError as error:
-            report.failed.append({"path": str(path), "reason": str(error)})
+            report.failed.append(_failure(path, error))
             return
         setattr(report, outcome, getattr(report, outcome) + 1)
         report.chunks += chunks
@@ -195,6 +206,11 @@ class Ingestor:
         return vectors
 
 
+def _failure(path: Path, error: LoadError) -> dict[str, str]:
+    name, reason = (text.encode("utf-8", "backslashreplace").decode() for text in (str(path), str(error)))
+    return {"path": name, "reason": reason}
+
+
 def _unsupported(paths: Iterable[Path]) -> Iterator[tuple[Path, LoadError]]:
     for path in paths:
         try:
@@ -247,6 +263,10 @@ def _title(document: Document) -> str:
 
 
 def _file_state(path: Path, settings: str) -> SourceState:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # a GBK name, say, from an archive unpacked elsewhere: no database stores it
+        raise LoadError(f"{path}：文件名不是 UTF-8，请改名", f"{path}: the file name is not UTF-8; rename it") from None
     try:
         stat = path.stat()
     except OSError as error:

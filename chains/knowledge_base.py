@@ -154,7 +154,7 @@ class KnowledgeBase:
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
-        if not self._database.exists():
+        if not self._is_created():
             if not create:
                 raise KnowledgeBaseError(
                     f"知识库 {self.path} 不存在；请先运行 ragproj ingest 文件夹 --kb {self.path}",
@@ -338,11 +338,14 @@ class KnowledgeBase:
     def _write_lock(self) -> FileLock:
         return FileLock(self.path / "write.lock")
 
+    def _is_created(self) -> bool:
+        """Whether there is a database with tables; SQLite makes the empty file first, and a crash may leave it."""
+        return self._database.exists() and bool(self._query("SELECT COUNT(*) FROM sqlite_master").fetchone()[0])
+
     def _create(self) -> None:
-        connection = self._connection()
-        if connection.execute("PRAGMA user_version").fetchone()[0]:
+        if self._is_created():
             return  # another process was first
-        connection.executescript(
+        self._connection().executescript(
             f"PRAGMA page_size = 16384; PRAGMA journal_mode = WAL; BEGIN IMMEDIATE; {_SCHEMA}"
             f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
         )

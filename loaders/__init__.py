@@ -1,1 +1,1 @@
-
+"""Files into LangChain documents, and documents into chunks."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from loaders.errors import ConfigError
-
 
 # pydantic's error types in Chinese; its own English message stands beside
 _EXPECTED = {
@@ -78,7 +77,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"无法读取配置文件 {path}：{error}", f"cannot read config file {path}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         detail = " ".join(str(error).split())
         raise ConfigError(
             f"配置文件 {path} 不是合法的 YAML：{detail}", f"config file {path} is not valid YAML: {detail}"
@@ -101,7 +100,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
     """
     merged = _copy(data)
     problems: list[str] = []
-    for override in overrides:
+    # `_type` first: it clears the fields of the component it replaces
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith("_type")):
         key, equals, raw = override.partition("=")
         names = key.split(".")
         if not equals or not all(names):
@@ -109,7 +109,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
             continue
         try:
             value = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             problems.append(f"{override!r}: {' '.join(str(error).split())}")
             continue
         node = merged
@@ -133,48 +133,72 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where in a config a problem stands."""
+
+    name: str
+    """dotted keys"""
+    keys: set[str]
+    """known beside it"""
+    tags: list[str]
+    """allowed as `_type`, where it holds a union"""
+    secret: bool
+    """whether its value must not be shown"""
+
+
 def _describe(model: type[BaseModel], error: dict[str, Any]) -> tuple[str, str]:
     """One pydantic problem as (Chinese, English), with the values allowed at its place."""
-    place, fields = _locate(model, error["loc"])
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    place = _locate(model, error["loc"])
+    name, kind, context = place.name, error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        allowed = ", ".join(sorted(fields))
-        return f"{place}：没有这个键，可用的键：{allowed}", f"{place}: unknown key; known keys: {allowed}"
-    if kind in {"union_tag_invalid", "union_tag_not_found"}:
-        allowed = context.get("expected_tags", "").replace("'", "") or "_type"
-        given = context.get("tag", value)
-        return (
-            f"{place}：_type 为 {given!r}，可用的值：{allowed}",
-            f"{place}: _type is {given!r}; allowed: {allowed}",
-        )
+        allowed = ", ".join(sorted(place.keys))
+        return f"{name}：没有这个键，可用的键：{allowed}", f"{name}: unknown key; known keys: {allowed}"
+    if kind == "union_tag_not_found":
+        allowed = ", ".join(place.tags)
+        return f"{name}：缺少 _type，可用的值：{allowed}", f"{name}: _type is missing; allowed: {allowed}"
+    if kind == "union_tag_invalid":
+        tag, allowed = context["tag"], ", ".join(place.tags)
+        return f"{name}：_type 为 {tag!r}，可用的值：{allowed}", f"{name}: _type is {tag!r}; allowed: {allowed}"
     if kind == "missing":
-        return f"{place}：缺少这个键", f"{place}: required key is missing"
+        return f"{name}：缺少这个键", f"{name}: required key is missing"
+    value = _shown(error["input"], place.secret)
     if kind == "literal_error":
-        return (
-            f"{place}：值为 {value!r}，可用的值：{context['expected']}",
-            f"{place}: {value!r} is not one of {context['expected']}",
-        )
+        return f"{name}：值为 {value}，可用的值：{context['expected']}", f"{name}: {value} is not {context['expected']}"
     zh = _EXPECTED.get(kind, error["msg"]).format(**context)
-    return f"{place}：值为 {value!r}，{zh}", f"{place}: {value!r}: {error['msg']}"
+    return f"{name}：值为 {value}，{zh}", f"{name}: {value}: {error['msg']}"
 
 
-def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, set[str]]:
-    """Dotted place of a problem (union tags left out) and the field names known beside it."""
+def _shown(value: object, secret: bool) -> str:
+    """A value for a message: passwords and keys, which may also stand inside a mapping, are never shown."""
+    if secret:
+        return "******"
+    return "{…}" if isinstance(value, dict | list) else repr(value)
+
+
+def _locate(model: type[BaseModel], loc: tuple[int | str, ...]) -> _Place:
     names: list[str] = []
     current: type[BaseModel] | None = model
-    known = _field_names(model)
+    keys = _field_names(model)
     candidates: dict[str, type[BaseModel]] = {}
+    secret = by_name = False
     for part in loc:
-        if part in candidates:  # the tag pydantic inserts for a discriminated union
+        if by_name:  # the name of an entry of dict[str, Config]; its value is one of the candidates
+            by_name = False
+        elif part in candidates:  # the tag pydantic inserts for a discriminated union
             current, candidates = candidates[str(part)], {}
-            known = _field_names(current)
+            keys = _field_names(current)
             continue
+        else:
+            field = _field(current, str(part))
+            candidates = _models_in(field)
+            secret = field is not None and SecretStr in _members(field.annotation)
+            by_name = field is not None and any(typing.get_origin(m) is dict for m in _members(field.annotation))
         names.append(str(part))
-        known = _field_names(current) if current is not None else known
-        field = _field(current, str(part))
-        candidates = _models_in(field)
-        current = next(iter(candidates.values())) if len(candidates) == 1 else None
-    return ".".join(names) or "(top)", known
+        if current is not None:
+            keys = _field_names(current)
+        current = next(iter(candidates.values())) if len(candidates) == 1 and not by_name else None
+    return _Place(".".join(names) or "(top)", keys, sorted(candidates), secret)
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:
@@ -189,15 +213,14 @@ def _field(model: type[BaseModel] | None, key: str) -> FieldInfo | None:
 
 def _models_in(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
     """Config classes a field may hold, by their `_type` tag (or class name without one)."""
-    if field is None:
-        return {}
-    members = [field.annotation]
     found: dict[str, type[BaseModel]] = {}
-    while members:
-        member = members.pop()
-        if typing.get_origin(member) in {typing.Union, types.UnionType, typing.Annotated, list, tuple, dict}:
-            members.extend(typing.get_args(member))
-        elif isinstance(member, type) and issubclass(member, BaseModel):
+    for member in _members(None if field is None else field.annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
             tag = member.model_fields.get("type")
             found[str(tag.default) if tag is not None else member.__name__] = member
     return found
+
+
+def _members(annotation: Any) -> list[Any]:
+    """An annotation and everything it is made of: unions, `Annotated`, containers."""
+    return [annotation, *(inner for part in typing.get_args(annotation) for inner in _members(part))]

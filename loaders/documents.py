@@ -47,8 +47,8 @@ class LoaderConfig(Config):
 class _Format:
     name: str
     suffixes: tuple[str, ...]
-    read: Callable[[Path, LoaderConfig], Content] | None = None
-    read_records: Callable[[Path], Iterator[Parsed]] | None = None
+    read: Callable[[Path, LoaderConfig], Content | Iterator[Parsed]]
+    """A document as content, or one finished document per record."""
 
 
 _FORMATS = (
@@ -60,8 +60,8 @@ _FORMATS = (
     _Format("pptx", (".pptx",), lambda path, _: slides.read_pptx(path)),
     _Format("xlsx", (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"), lambda path, _: spreadsheets.read_workbook(path)),
     _Format("csv", (".csv", ".tsv"), lambda path, _: spreadsheets.read_delimited(path)),
-    _Format("json", (".json",), read_records=records.read_json),
-    _Format("jsonl", (".jsonl", ".ndjson"), read_records=records.read_json_lines),
+    _Format("json", (".json",), lambda path, _: records.read_json(path)),
+    _Format("jsonl", (".jsonl", ".ndjson"), lambda path, _: records.read_json_lines(path)),
     _Format("epub", (".epub",), lambda path, _: ebook.read_epub(path)),
     _Format(
         "image",
@@ -114,12 +114,11 @@ def read_file(path: Path, options: LoaderConfig, *, on_progress: Callable[[], No
     check_path(path)
     format_ = _BY_SUFFIX[path.suffix.lower()]
     common = {"source": str(path), "format": format_.name}
-    if format_.read_records is not None:
-        for text, metadata in format_.read_records(path):
+    content = format_.read(path, options)
+    if not isinstance(content, Content):
+        for text, metadata in content:
             yield Parsed(text, {**metadata, **common})
         return
-    assert format_.read is not None
-    content = format_.read(path, options)
     text, marks = assemble(_watched(content.blocks, on_progress))
     if not text:
         raise problems.no_text(path)

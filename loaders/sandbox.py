@@ -101,6 +101,9 @@ class _Worker:
             env=_environment(),
             start_new_session=True,  # Ctrl-C in the terminal is the parent's business
         )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("subprocess.PIPE gives no pipe")
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._files = 0
         self.reusable = True
 
@@ -109,10 +112,9 @@ class _Worker:
 
     def kill(self) -> None:
         self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # closing flushes into a broken pipe
-                    pipe.close()
+        for pipe in (self._stdin, self._stdout):
+            with contextlib.suppress(OSError):  # closing flushes into a broken pipe
+                pipe.close()
         self._process.wait()
 
     def parse(self, path: Path, options: LoaderConfig) -> Iterator[Parsed]:
@@ -135,14 +137,12 @@ class _Worker:
 
     def _answers(self, request: dict[str, Any], watchdog: _Watchdog) -> Iterator[dict[str, Any]]:
         """Messages until the worker dies."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # a dead worker shows in what it answers
-            self._process.stdin.write(json.dumps(request).encode("ascii") + b"\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps(request).encode("ascii") + b"\n")
+            self._stdin.flush()
         while True:
             with watchdog.waiting():
-                line = self._process.stdout.readline()
+                line = self._stdout.readline()
             if not line.endswith(b"\n"):
                 return
             yield json.loads(line)

@@ -144,11 +144,13 @@ def _spans(text: str, low: int, high: int, config: SplitterConfig, length: Lengt
             is_separator_regex=True,
             keep_separator="end",
             strip_whitespace=False,
-            length_function=length,
+            # LangChain repeats pieces of no length (white space) in the next chunk: give each one at least 1
+            length_function=lambda piece: max(1, length(piece)),
         )
         pieces = splitter.split_text(block)
+        assert sum(map(len, pieces)) == len(block), "pieces must be a partition of the block"
     position = low
-    for piece in pieces:  # without overlap and stripping the pieces are a partition of the block
+    for piece in pieces:
         start = position + len(piece) - len(piece.lstrip())
         end = position + len(piece.rstrip())
         position += len(piece)

@@ -38,12 +38,15 @@ _CJK = "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _ENDS_OPEN = re.compile(rf"[{_CJK}，、；（《“‘—0-9A-Za-z%)\]）》”’,-]$")
 _STARTS_OPEN = re.compile(rf"[{_CJK}（《“‘，、。；：！？）》”’0-9A-Za-z(\[]")
 _STARTS_ITEM = re.compile(
-    r"""\d+[.、．)）](?!\d) | \d+(?:\.\d+)+\s | [（(](?:\d+|[一二三四五六七八九十]+)[)）] | [一二三四五六七八九十]+、
+    r"""\d+[.、．)）](?!\d) | \d+(?:\.\d+)*\s+[\u4e00-\u9fff] | [（(](?:\d+|[一二三四五六七八九十]+)[)）]
+    | [一二三四五六七八九十]+、
     | 第[一二三四五六七八九十百千零〇\d]+[章节条款编篇部分回] | [•●○■□◆◇▪▶➢★※·*-]\s?
     | (?:图|表)\s?\d | 关\s*键\s*词 | 摘\s*要 | 附件 | (?:Fig|Table|Figure)\b | https?://""",
     re.VERBOSE,
 )
 _SENTENCE_END = re.compile(r"[。！？!?…：:.][”’」』）)\]]*$")
+SOFT_HYPHEN = "\u00ad"
+_LATIN_END, _LATIN_START = re.compile(r"[0-9A-Za-z,;.%)\]]"), re.compile(r"[0-9A-Za-z(\[]")
 _FULL_LINE = 0.85  # of the widest neighbour: shorter lines end on purpose (headings, last lines of paragraphs)
 
 
@@ -68,34 +71,38 @@ def join_broken_lines(text: str) -> str:
     """The text with the line breaks taken out that a page layout put inside sentences.
 
     A break goes when its line is about as wide as its neighbours, ends without a sentence end, and the next line does
-    not begin an item or a heading. Chinese is joined without, Latin words with a space. For PDF and OCR text only.
+    not begin an item or a heading; a line that ends in a soft hyphen always goes on. Chinese is joined without, Latin
+    words with a space. For PDF and OCR text only.
     """
     lines = [" ".join(line.split()) for line in text.split("\n")]
     widths = [_width(line) for line in lines]
     joined: list[str] = []
     for number, line in enumerate(lines):
-        if number and continues(lines[number - 1], line) and _is_full(widths, number - 1):
-            joined[-1] += _glue(joined[-1], line) + line
+        before = lines[number - 1] if number else ""
+        if before.endswith(SOFT_HYPHEN) or (continues(before, line) and _is_full(widths, number - 1)):
+            joined[-1] = join_lines(joined[-1], line)
         else:
             joined.append(line)
     return "\n".join(joined)
 
 
+def join_lines(line: str, following: str) -> str:
+    """Both as one: a soft hyphen at the break goes, Latin words get a space between them, Chinese nothing."""
+    if line.endswith(SOFT_HYPHEN):
+        return line[:-1] + following
+    latin = _LATIN_END.match(line[-1:]) and _LATIN_START.match(following)
+    return f"{line} {following}" if latin else line + following
+
+
 def continues(line: str, following: str) -> bool:
     """Whether the sentence in `line` goes on in `following`, judged by the characters at the break."""
-    if not line or not following or _SENTENCE_END.search(line) or not _ENDS_OPEN.search(line):
+    if not line or not following or line.isdigit() or _SENTENCE_END.search(line) or not _ENDS_OPEN.search(line):
         return False
     return bool(_STARTS_OPEN.match(following)) and not _STARTS_ITEM.match(following)
 
 
 def _is_full(widths: list[int], number: int) -> bool:
     return widths[number] >= _FULL_LINE * max(widths[max(0, number - 1) : number + 2])
-
-
-def _glue(line: str, following: str) -> str:
-    latin = re.compile(r"[0-9A-Za-z,%)\]]")
-    both_latin = latin.match(line[-1]) and re.match(r"[0-9A-Za-z(\[]", following)
-    return " " if both_latin else ""
 
 
 def _width(line: str) -> int:

@@ -29,6 +29,7 @@ except ImportError:  # Windows has no such limits; the parent's clock still hold
 
 _BATCH_CHARS = 200_000  # documents travel together up to this size: 20,000 records need few lines
 _PROGRESS_S = 0.5  # seconds between signs of life
+_NO_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "cannot allocate memory")
 _CPU_MARGIN_S = 10  # the kernel ends a worker whose parent died in the middle of a hanging file
 
 
@@ -59,13 +60,24 @@ def _serve(request: dict[str, Any], answers: BinaryIO) -> bool:
     except LoadError as error:
         named = [message.replace(str(path), str(source)) for message in (error.zh, error.en)]
         _send(answers, {"error": named})
-    except MemoryError:
-        _send(answers, {"memory": True})
-        return False
     except Exception as error:  # noqa: BLE001 - parsers raise anything at all on damaged input; it ends here, by name
-        problem = problems.damaged(source, f"{type(error).__name__}: {str(error)[:200]}")
+        if _is_out_of_memory(error):
+            _send(answers, {"memory": True})
+            return False
+        problem = problems.damaged(source, _reason(error))
         _send(answers, {"error": [problem.zh, problem.en]})
     return True
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python or a C++ library (which raises errors of its own) got no memory."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+def _reason(error: Exception) -> str:
+    """The error on one line; libraries put the cause of a nested traceback last."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1].strip()[:200]}"
 
 
 class _Clock:

@@ -1,1 +1,1 @@
-
+"""The `ragproj` command and the web page."""

@@ -22,9 +22,12 @@ _T = TypeVar("_T")
 
 def serve(arguments: argparse.Namespace) -> int:
     """Serve the page until interrupted."""
+    for key in ("host", "port"):
+        value = getattr(arguments, key)
+        if value is not None:
+            arguments.overrides = [*arguments.overrides, f"server.{key}={value}"]
     config = _config(arguments)
-    host = arguments.host or config.server.host
-    port = config.server.port if arguments.port is None else arguments.port
+    host, port = config.server.host, config.server.port
     password = os.environ.get("RAGPROJ_PASSWORD") or _secret(config)
     if not _is_loopback(host) and not password:
         raise UsageError(
@@ -36,7 +39,9 @@ def serve(arguments: argparse.Namespace) -> int:
 
     service = _service(config, create=True)
     print(f"知识库 / knowledge base: {config.kb}，{len(service.sources())} 个文档 / documents", file=sys.stderr)
-    app = build_app(service, examples=example_questions(service.knowledge_base), language=config.language)
+    app = build_app(
+        service, examples=example_questions(service.knowledge_base), language=config.language, top_k=config.top_k
+    )
     launch(app, host=host, port=port, auth=(config.server.username, password) if password else None)
     return 0
 
@@ -65,9 +70,11 @@ def ingest(arguments: argparse.Namespace) -> int:
             print(f"✗ {failure['reason']}", file=sys.stderr)
         print(
             f"新增 {report.added}，更新 {report.updated}，未变 {report.unchanged}，失败 {len(report.failed)} 个文件；"
-            f"{report.chunks} 个片段，{report.seconds:.1f} 秒 / added, updated, unchanged, failed files; chunks; seconds"
+            f"{report.chunks} 个片段，{report.seconds:.1f} 秒 / added, updated, unchanged, failed; chunks; seconds"
         )
-    return 1 if report.failed else 0
+    if report.is_empty:
+        print("没有找到可导入的文件 / found no file to ingest", file=sys.stderr)
+    return 1 if report.failed or report.is_empty else 0
 
 
 def ask(arguments: argparse.Namespace) -> int:
@@ -109,8 +116,8 @@ def search(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure retrieval and answers."""
-    from chains.evaluate import evaluate as run
-    from chains.evaluate import read_questions, write_report
+    from chains.evaluation import evaluate as run
+    from chains.evaluation import read_questions, write_report
 
     questions = read_questions(Path(arguments.questions))
     service = _service(_config(arguments))
@@ -132,6 +139,8 @@ def sources(arguments: argparse.Namespace) -> int:
 
 def remove(arguments: argparse.Namespace) -> int:
     """Remove documents; 1, with nothing removed, when one is not there."""
+    if not arguments.sources:
+        raise UsageError("remove 需要至少一个文档", "remove needs at least one document")
     service = _service(_config(arguments))
     names = [_resolve(name, service.knowledge_base.source_names()) for name in arguments.sources]
     removed = service.remove(names)

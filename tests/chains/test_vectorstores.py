@@ -173,8 +173,13 @@ def test_a_damaged_cache_is_rebuilt_from_the_database(store: FaissVectorStore, d
         cache.unlink()
     else:
         noise = bytes(byte ^ 0x5A for byte in original)
-        cache.write_bytes({"truncated": original[:-7], "noise": original[:90] + noise[90:], "zeros": bytes(len(original)),
-                           "empty": b""}[damage])  # fmt: skip
+        damaged = {
+            "truncated": original[:-7],
+            "noise": original[:90] + noise[90:],
+            "zeros": bytes(len(original)),
+            "empty": b"",
+        }
+        cache.write_bytes(damaged[damage])
     with KnowledgeBase(store.knowledge_base.path) as again:
         reopened = FaissVectorStore(AxisEmbeddings(), again)
         assert texts(reopened.similarity_search("1", k=1)) == ["1"]

@@ -1,0 +1,113 @@
+"""The values the page is made of: a turn of the conversation, a source, a passage, a problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ui.i18n import STRINGS, Language
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong, in both languages, so that the language switch reaches it too."""
+
+    zh: str
+    en: str
+
+    @classmethod
+    def of(cls, key: str, **values: object) -> Problem:
+        """The string `key` of the table as a problem."""
+        text = STRINGS[key]
+        return cls(text.zh.format(**values), text.en.format(**values))
+
+    @classmethod
+    def parse(cls, text: str) -> Problem:
+        """The two halves of a `RagProjError`'s line; a text that is not one stays whole in both."""
+        zh, _, en = text.partition(" / ")
+        return cls(zh, en) if en and " / " not in en else cls(text, text)
+
+    def say(self, language: Language) -> str:
+        """The problem in one language."""
+        return self.zh if language == "zh" else self.en
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One document of the knowledge base."""
+
+    source: str
+    title: str
+    chunks: int
+    characters: int
+    added: str
+    """ISO 8601"""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A quote in its surroundings."""
+
+    source: str
+    title: str
+    page: int | None
+    headings: list[str]
+    before: str
+    quote: str
+    after: str
+
+
+@dataclass
+class Turn:
+    """A question and its answer, complete or still growing."""
+
+    question: str
+    citations: list[dict[str, Any]] = field(default_factory=list)
+    titles: dict[str, str] = field(default_factory=dict)
+    """title by source, of the passages that were found"""
+    refused: bool = False
+    complete: bool = False
+    """whether the stream reached its end"""
+    stopped: bool = False
+    problem: Problem | None = None
+    length: int = 0
+    _pieces: list[str] = field(default_factory=list)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Add one event of the chain's stream; pieces are only collected, joining them is left to the reader."""
+        for document in event.get("source_documents", ()):
+            metadata = document.metadata
+            self.titles[metadata["source"]] = metadata.get("title") or metadata["source"]
+        if piece := event.get("result"):
+            self._pieces.append(piece)
+            self.length += len(piece)
+        self.citations.extend(event.get("citations", ()))
+        if "refused" in event:  # comes with the citations, last of all
+            self.refused, self.complete = event["refused"], True
+
+    @property
+    def answer(self) -> str:
+        """What has been said so far."""
+        return "".join(self._pieces)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether a follow-up question may refer to it."""
+        return bool(self._pieces) and not self.refused and self.problem is None
+
+
+@dataclass
+class Report:
+    """How the last upload went, or how far the running one is."""
+
+    progress: tuple[int, int, str] | None = None
+    """files done, files in all, the name of the one in work"""
+    counts: dict[str, Any] | None = None
+    failed: list[tuple[str, Problem]] = field(default_factory=list)
+    problem: Problem | None = None
+
+    def take(self, ingested: dict[str, Any]) -> None:
+        """Add what the ingest says: counts, and a reason for each file that failed."""
+        self.counts = ingested
+        self.failed += [(Path(entry["path"]).name, Problem.parse(entry["reason"])) for entry in ingested["failed"]]
