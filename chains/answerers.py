@@ -16,20 +16,22 @@ from pydantic import ConfigDict
 
 from chains.chat_models import broke_off, describe_server_error, init_model, server_errors
 from chains.config import ChatModelConfig
-from chains.extraction import select_quotes
+from chains.extraction import coverage, select_quotes
 from chains.prompts import ANSWER_SYSTEM, ANSWER_USER, CONDENSE_SYSTEM, CONDENSE_USER, REFUSAL, Language
 from loaders.splitters import context_lines
 
 # Words that point back to something said before: such a question cannot be searched for on its own.
 _POINTING_BACK = re.compile(
-    r"(?<!其)[他她](?!人|乡|国)|它|这个|那个|这些|那些|上述|前面|刚才|前者|后者|呢[？?]?$"
-    r"|(?<![应活])该(?![不怎如找])|(?<![尤极与土何])其(?![他它余中实次])|(?<![因彼如从])此(?![外前后])"
+    r"(?<![其吉])[他她](?!人|乡|国)|(?<!其)它|这个|那个|这些|那些|上述|前面|刚才|前者|后者|呢[？?]?$"
+    r"|(?<![应活])该(?![不怎如找])|(?<![尤极与耳何])其(?![他它余中实次])|(?<![因彼如从])此(?![外前后])"
     r"|\b(?:it|its|they|them|their|he|his|him|she|her|this|that|these|those)\b",
     re.IGNORECASE,
 )
 CITATION_MARK = re.compile(r"\s*\[(\d{1,3})\]")
-_CLAIM = re.compile(r"[^。！？!?\n]*(?:[。！？!?\n]|$)(?:\s*\[\d{1,3}\])*")
-_QUOTE_CHARS = 150  # of a passage, shown for one claim of a generated answer
+_CLAIM = re.compile(r"(?:[^。！？!?.\n]|\.(?!\s|$|\[))*(?:[。！？!?.\n]|$)(?:\s*\[\d{1,3}\])*")
+# Of a claim's information, how much a quote must hold to count as its support.
+_SUPPORTED = 0.35
+_LEAST_QUOTE = 30  # characters of a passage quoted for a short claim; a longer one gets as many as it has
 
 
 class AnswerInput(TypedDict):
@@ -127,11 +129,13 @@ class ChatModelAnswerer(Answerer):
     ) -> Iterator[AddableDict]:
         """Pieces as the model generates them."""
         text, complete = "", False
+        errors = server_errors()
         try:
             for chunk in self._chat_model.stream(self._messages(input), config):
                 text, complete = text + chunk.text, complete or _is_last(chunk)
-                yield AddableDict({"result": chunk.text})
-        except server_errors() as error:
+                if chunk.text:
+                    yield AddableDict({"result": chunk.text})
+        except errors as error:
             raise describe_server_error(error, self.model) from error
         yield self._closing(text, complete, input["passages"])
 
@@ -143,11 +147,13 @@ class ChatModelAnswerer(Answerer):
     ) -> AsyncIterator[AddableDict]:
         """As `stream`."""
         text, complete = "", False
+        errors = server_errors()
         try:
             async for chunk in self._chat_model.astream(self._messages(input), config):
                 text, complete = text + chunk.text, complete or _is_last(chunk)
-                yield AddableDict({"result": chunk.text})
-        except server_errors() as error:
+                if chunk.text:
+                    yield AddableDict({"result": chunk.text})
+        except errors as error:
             raise describe_server_error(error, self.model) from error
         yield self._closing(text, complete, input["passages"])
 
@@ -156,9 +162,10 @@ class ChatModelAnswerer(Answerer):
         lines = "\n".join(f"{'用户' if isinstance(m, HumanMessage) else '助手'}：{m.text}" for m in history)
         user = CONDENSE_USER[self.language].format(history=lines, question=question)
         messages = [SystemMessage(CONDENSE_SYSTEM[self.language]), HumanMessage(user)]
+        errors = server_errors()
         try:
             return self._chat_model.invoke(messages, config).text.strip() or question
-        except server_errors() as error:
+        except errors as error:
             raise describe_server_error(error, self.model) from error
 
     def _messages(self, inputs: AnswerInput) -> list[BaseMessage]:
@@ -201,15 +208,18 @@ def cited(text: str, passages: Sequence[Document]) -> list[Citation]:
             if n in citations or not 1 <= n <= len(passages):
                 continue
             passage = passages[n - 1]
-            quotes = select_quotes(statement, [passage.page_content], max_chars=_QUOTE_CHARS, max_quotes=1)
-            if quotes:
-                citations[n] = cite(n, passage, quotes[0].start, quotes[0].end)
+            room = max(_LEAST_QUOTE, len(statement))
+            for quote in select_quotes(statement, [passage.page_content], max_chars=room, max_quotes=1):
+                citation = cite(n, passage, quote.start, quote.end)
+                if coverage(statement, citation["quote"]) >= _SUPPORTED:
+                    citations[n] = citation
     return [citations[n] for n in sorted(citations)]
 
 
 def cite(n: int, passage: Document, start: int, end: int) -> Citation:
     """The citation of `passage.page_content[start:end]`, its offsets moved to the source document's text."""
-    offset = int(passage.metadata.get("start", 0))
+    start_of_passage = passage.metadata.get("start")
+    offset = start_of_passage if isinstance(start_of_passage, int) else 0
     metadata = passage.metadata
     return Citation(
         n=n,

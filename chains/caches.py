@@ -12,19 +12,21 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_MAGIC = b"RAGPROJ-CACHE-1\n"
+_MAGIC = b"RAGPROJ-CACHE-2\n"
+_CRC_DIGITS = 8  # of the checksum, in hexadecimal, on a line of its own behind the magic
 
 
-def write_cache(path: Path, header: Mapping[str, Any], payload: bytes | memoryview) -> None:
-    """Replace a cache file at once; the header gets the payload's size and checksum.
+def write_cache(path: Path, header: Mapping[str, Any], payload: bytes) -> None:
+    """Replace a cache file at once.
 
-    Layout: magic, one JSON line, payload. A failed write (full disk) leaves the old file.
+    Layout: magic, checksum of all that follows, one JSON line, payload. A failed write (full disk) leaves the old file.
     """
-    line = json.dumps({**header, "size": len(payload), "crc32": zlib.crc32(payload)}).encode() + b"\n"
+    body = json.dumps(header).encode() + b"\n"
+    checksum = zlib.crc32(payload, zlib.crc32(body))
     beside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with beside.open("wb") as file:
-            file.write(_MAGIC + line)
+            file.write(_MAGIC + f"{checksum:0{_CRC_DIGITS}x}\n".encode() + body)
             file.write(payload)
         beside.replace(path)
     except BaseException:
@@ -36,16 +38,17 @@ def read_cache(path: Path) -> tuple[dict[str, Any], bytes] | None:
     """(header, payload) of a cache file; None, with a log line, where it is missing or not what was written."""
     try:
         with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise ValueError("no cache header")
-            header = json.loads(file.readline(65536))
+            intact_start = file.read(len(_MAGIC)) == _MAGIC
+            checksum = file.read(_CRC_DIGITS + 1)
+            body = file.readline()
             payload = file.read()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         logger.warning("cache %s cannot be read (%s); it will be rebuilt", path.name, error)
         return None
-    if not isinstance(header, dict) or header.get("size") != len(payload) or header.get("crc32") != zlib.crc32(payload):
+    if not intact_start or checksum != f"{zlib.crc32(payload, zlib.crc32(body)):0{_CRC_DIGITS}x}\n".encode():
         logger.warning("cache %s is damaged; it will be rebuilt", path.name)
         return None
+    header: dict[str, Any] = json.loads(body)
     return header, payload

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -52,11 +53,12 @@ def init_model(config: ChatModelConfig) -> BaseChatModel:
 
 def server_errors() -> tuple[type[Exception], ...]:
     """What a model server's client raises when the server is away or says no."""
-    import httpx
     import openai
 
+    # the HTTP client below openai, under either of its names, tells of a stream that breaks off itself
+    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
     # ValueError: what is not a chat completion at all, such as the HTML of a wrong base_url
-    return (openai.OpenAIError, httpx.HTTPError, ConnectionError, TimeoutError, ValueError)
+    return (openai.OpenAIError, *(client.HTTPError for client in clients), OSError, ValueError)
 
 
 def broke_off(model: ChatModelConfig) -> GeneratorError:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from chains.prompts import Language
 from chains.vectorstores import FaissConfig
@@ -104,6 +104,13 @@ class RagConfig(Config):
     )
     max_question_chars: int = Field(default=4000, ge=1, description="a longer question is an error")
     server: ServerConfig = Field(default_factory=ServerConfig)
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> RagConfig:
+        taken = {"extractive", self.llm.type} & set(self.llms)
+        if taken:
+            raise ValueError(f"llms: {', '.join(sorted(taken))} already names the default; choose another name")
+        return self
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RagConfig:

@@ -9,6 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 
+from loaders.errors import RagProjError
+
+
+class EmbedderError(RagProjError):
+    """The embedder did not return one vector for each text."""
+
+
 Vectors = npt.NDArray[np.float32]
 
 # Embedded once per store to recognise an embedder that has no fingerprint of its own; its words carry no meaning.
@@ -59,8 +66,17 @@ def embed_documents(embeddings: Embeddings, texts: Sequence[str]) -> Vectors:
     if not texts:
         return np.zeros((0, 0), np.float32)
     if isinstance(embeddings, ArrayEmbeddings):
-        return unit_length(cast("ArrayEmbeddings", embeddings).embed_documents_array(texts))
-    return unit_length(np.asarray(embeddings.embed_documents(list(texts)), dtype=np.float32))
+        vectors = cast("ArrayEmbeddings", embeddings).embed_documents_array(texts)
+    else:
+        vectors = np.asarray(embeddings.embed_documents(list(texts)), dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+        name = type(embeddings).__name__
+        raise EmbedderError(
+            f"嵌入模型 {name} 对 {len(texts)} 段文本返回了形状 {vectors.shape} 的向量（或含无效数值），请检查嵌入服务",
+            f"the embedder {name} returned vectors of shape {vectors.shape}, or not numbers, for {len(texts)} texts;"
+            " check the embedding service",
+        )
+    return unit_length(vectors)
 
 
 def embed_query(embeddings: Embeddings, query: str) -> Vectors:

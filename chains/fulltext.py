@@ -54,14 +54,16 @@ class FullTextIndex:
             searcher = self._index.searcher()
         question = tantivy.Query.boolean_query(clauses)
         wanted = None if allowed is None else {int(i) for i in allowed}
-        fetch = k
-        while True:
+        fetch = min(k + 1, searcher.num_docs)  # one more, to see whether a tie goes on behind the last one
+        while fetch:
             hits = searcher.search(question, fetch, count=False).hits
             found = [(searcher.doc(address)["id"][0], float(score)) for score, address in hits]
             kept = found if wanted is None else [hit for hit in found if hit[0] in wanted]
-            if len(kept) >= k or len(hits) < fetch:
+            complete = len(hits) < fetch or fetch == searcher.num_docs
+            if complete or (len(kept) > k and kept[k - 1][1] > found[-1][1]):
                 return sorted(kept, key=lambda hit: (-hit[1], hit[0]))[:k]
-            fetch *= 8
+            fetch = min(fetch * 8, searcher.num_docs)
+        return []
 
     def save_cache(self) -> None:
         """Bring the index up to date, so that the next question does not have to."""
@@ -78,6 +80,8 @@ class FullTextIndex:
                 self._catch_up(revision)
         except Timeout:
             logger.info("another process is updating the full-text index; answering from the previous state")
+        except (OSError, ValueError) as error:  # tantivy tells I/O errors as ValueError
+            logger.warning("cannot update the full-text index (%s); answering from the previous state", error)
 
     def _catch_up(self, revision: str) -> None:
         state = self._read_state()

@@ -19,7 +19,7 @@ from langchain_core.documents import Document
 
 from chains.embeddings import Vectors, count_tokens, embed_documents, max_tokens
 from chains.fulltext import FullTextIndex
-from chains.knowledge_base import Generation, NewChunk, SourceState, Writer
+from chains.knowledge_base import Generation, NewChunk, NewDocument, SourceState, Writer
 from chains.vectorstores import FaissVectorStore
 from loaders.documents import LoaderConfig, check_path, find_files, load_documents
 from loaders.errors import LoadError, RagProjError
@@ -175,7 +175,9 @@ class Ingestor:
                 raise StoppedError
             rows = [chunk for _, parts in batch for chunk in parts]
             vectors = self._embed(rows, reusable, generation)
-            entries = [(_title(document), document.page_content, _new_chunks(parts)) for document, parts in batch]
+            entries = [
+                NewDocument(_title(document), document.page_content, _new_chunks(parts)) for document, parts in batch
+            ]
             writer.add_documents(source_id, entries, generation.id, vectors)
             chunks += len(rows)
         writer.activate(source_id)

@@ -29,12 +29,13 @@ from filelock import FileLock
 from langchain_core.documents import Document
 
 from chains.embeddings import Vectors
-from loaders.errors import RagProjError
+from loaders.errors import RagProjError, UsageError
 from loaders.splitters import embedding_text
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x52414750  # "RAGP"
 Ids = npt.NDArray[np.int64]
+Run = Callable[..., sqlite3.Cursor]
 MetadataFilter = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
 
 _SCHEMA = """
@@ -123,6 +124,15 @@ class NewChunk:
 
 
 @dataclass(frozen=True)
+class NewDocument:
+    """A document to be stored, cut into its chunks."""
+
+    title: str
+    text: str
+    chunks: Sequence[NewChunk]
+
+
+@dataclass(frozen=True)
 class StoredChunk:
     """A chunk as it is read back."""
 
@@ -152,7 +162,7 @@ class KnowledgeBase:
         self.path = Path(path)
         self._database = self.path / "kb.sqlite"
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: dict[threading.Thread, sqlite3.Connection] = {}
         self._lock = threading.Lock()
         if not self._is_created():
             if not create:
@@ -170,7 +180,7 @@ class KnowledgeBase:
         """Close every thread's connection."""
         with self._lock:
             while self._connections:
-                self._connections.pop().close()
+                self._connections.popitem()[1].close()
             self._local = threading.local()
 
     def __enter__(self) -> KnowledgeBase:
@@ -313,8 +323,12 @@ class KnowledgeBase:
         parameters: list[Any] = []
         for key, value in condition.items():
             allowed = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-            where += f" AND EXISTS (SELECT 1 FROM json_each(metadata, ?) WHERE value IN ({_marks(allowed)}))"
-            parameters += [f'$."{key}"', *allowed]
+            where += (
+                " AND EXISTS (SELECT 1 FROM json_each(metadata) field,"
+                " json_each(CASE field.type WHEN 'array' THEN field.value ELSE json_array(field.value) END) entry"
+                f" WHERE field.key = ? AND entry.value IN ({_marks(allowed)}))"
+            )
+            parameters += [key, *(_comparable(key, entry) for entry in allowed)]
         rows = self._query(f"SELECT id FROM chunks WHERE {where} ORDER BY id", *parameters)
         return np.fromiter((row[0] for row in rows), np.int64)
 
@@ -373,7 +387,9 @@ class KnowledgeBase:
             connection.execute("PRAGMA cache_size = -16384")
             self._local.connection = connection
             with self._lock:
-                self._connections.append(connection)
+                for thread in [thread for thread in self._connections if not thread.is_alive()]:
+                    self._connections.pop(thread).close()
+                self._connections[threading.current_thread()] = connection
         return connection
 
     def _query(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
@@ -433,13 +449,9 @@ class Writer:
         return int(cursor.lastrowid or 0), 0
 
     def add_documents(
-        self,
-        source_id: int,
-        documents: Sequence[tuple[str, str, Sequence[NewChunk]]],
-        generation: int,
-        vectors: Vectors,
+        self, source_id: int, documents: Sequence[NewDocument], generation: int, vectors: Vectors
     ) -> None:
-        """Store documents (title, text, chunks) of a source in one transaction.
+        """Store documents of a source that `begin_source` opened, in one transaction.
 
         Args:
             source_id: from `begin_source`.
@@ -447,21 +459,41 @@ class Writer:
             generation: whose vectors these are.
             vectors: (number of chunks, dimensions), in the order of the chunks.
         """
-        blobs = iter(_to_blobs(vectors))
         with self._transaction() as run:
-            for title, text, chunks in documents:
-                document = run(
-                    "INSERT INTO documents (source_id, title, text, characters) VALUES (?, ?, ?, ?)",
-                    (source_id, title, text, len(text)),
+            self._insert(run, source_id, documents, generation, vectors)
+
+    def replace_chunks(self, documents: Mapping[str, Sequence[NewDocument]], generation: int, vectors: Vectors) -> None:
+        """Store documents by source name, visible at once, in place of the chunks that have their keys.
+
+        One transaction: a failure leaves what was there.
+        """
+        keys = [chunk.key for entries in documents.values() for entry in entries for chunk in entry.chunks]
+        with self._transaction() as run:
+            self._drop_chunks(run, keys)
+            row = 0
+            for source, entries in documents.items():
+                count = sum(len(entry.chunks) for entry in entries)
+                self._insert(run, self._source_id(run, source), entries, generation, vectors[row : row + count])
+                row += count
+            self._bump(run)
+
+    def _insert(
+        self, run: Run, source_id: int, documents: Sequence[NewDocument], generation: int, vectors: Vectors
+    ) -> None:
+        blobs = iter(_to_blobs(vectors))
+        for entry in documents:
+            document = run(
+                "INSERT INTO documents (source_id, title, text, characters) VALUES (?, ?, ?, ?)",
+                (source_id, entry.title, entry.text, len(entry.text)),
+            ).lastrowid
+            for chunk in entry.chunks:
+                metadata = json.dumps(dict(chunk.metadata), ensure_ascii=False)
+                chunk_id = run(
+                    "INSERT INTO chunks (key, source_id, document_id, start, end, text, metadata)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (chunk.key, source_id, document, chunk.start, chunk.end, chunk.text, metadata),
                 ).lastrowid
-                for chunk in chunks:
-                    metadata = json.dumps(dict(chunk.metadata), ensure_ascii=False)
-                    chunk_id = run(
-                        "INSERT INTO chunks (key, source_id, document_id, start, end, text, metadata)"
-                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (chunk.key, source_id, document, chunk.start, chunk.end, chunk.text, metadata),
-                    ).lastrowid
-                    run("INSERT INTO vectors VALUES (?, ?)", (_vector_key(generation, int(chunk_id or 0)), next(blobs)))
+                run("INSERT INTO vectors VALUES (?, ?)", (_vector_key(generation, int(chunk_id or 0)), next(blobs)))
 
     def activate(self, source_id: int) -> None:
         """Make a filled source visible and drop the version it replaces, at once."""
@@ -491,40 +523,42 @@ class Writer:
 
     def remove_chunks(self, keys: Sequence[str]) -> int:
         """Remove chunks by public id, and documents and sources left without any; returns how many were there."""
-        removed = 0
         with self._transaction() as run:
-            for part in _batches(list(keys)):
-                rows = run(
-                    f"SELECT id, document_id, source_id FROM chunks WHERE key IN ({_marks(part)})",
-                    part,
-                ).fetchall()
-                for chunk, document, source in rows:
-                    run("DELETE FROM vectors WHERE key IN (SELECT id << 40 | ? FROM generations)", (chunk,))
-                    run("DELETE FROM chunks WHERE id = ?", (chunk,))
-                    run("DELETE FROM documents WHERE id = ?1 AND NOT EXISTS"
-                        " (SELECT 1 FROM chunks WHERE document_id = ?1)", (document,))  # fmt: skip
-                    run("DELETE FROM sources WHERE id = ?1 AND NOT EXISTS"
-                        " (SELECT 1 FROM documents WHERE source_id = ?1)", (source,))  # fmt: skip
-                removed += len(rows)
+            removed = self._drop_chunks(run, keys)
             if removed:
                 self._bump(run)
         return removed
 
-    def source_id(self, source: str) -> int:
-        """The active source of that name, made if need be: where Python callers' documents go, one transaction each."""
-        state = self._kb.source_state(source)
-        if state is not None:
-            return state.id
-        with self._transaction() as run:
-            cursor = run("INSERT INTO sources (source, active, added) VALUES (?, 1, ?)", (source, _now()))
+    def _drop_chunks(self, run: Run, keys: Sequence[str]) -> int:
+        removed = 0
+        for part in _batches(list(keys)):
+            rows = run(
+                f"SELECT id, document_id, source_id FROM chunks WHERE key IN ({_marks(part)})",
+                part,
+            ).fetchall()
+            for chunk, document, source in rows:
+                run("DELETE FROM vectors WHERE key IN (SELECT id << 40 | ? FROM generations)", (chunk,))
+                run("DELETE FROM chunks WHERE id = ?", (chunk,))
+                run(
+                    "DELETE FROM documents WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM chunks WHERE document_id = ?1)",
+                    (document,),
+                )
+                run(
+                    "DELETE FROM sources WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM documents WHERE source_id = ?1)",
+                    (source,),
+                )
+            removed += len(rows)
+        return removed
+
+    def _source_id(self, run: Run, source: str) -> int:
+        """The active source of that name, made if need be: where Python callers' documents go."""
+        row = run("SELECT id FROM sources WHERE source = ? AND active = 1", (source,)).fetchone()
+        if row is not None:
+            return int(row[0])
+        cursor = run("INSERT INTO sources (source, active, added) VALUES (?, 1, ?)", (source, _now()))
         return int(cursor.lastrowid or 0)
 
-    def bump(self) -> None:
-        """Tell readers that something visible changed."""
-        with self._transaction() as run:
-            self._bump(run)
-
-    def _bump(self, run: Callable[..., sqlite3.Cursor]) -> None:
+    def _bump(self, run: Run) -> None:
         # random, not a number: a restored backup counts the same numbers again for other contents
         run("INSERT INTO revisions (token) VALUES (?)", (uuid.uuid4().hex,))
         run("DELETE FROM revisions WHERE id <= (SELECT MAX(id) FROM revisions) - ?", (_REVISIONS_KEPT,))
@@ -541,7 +575,7 @@ class Writer:
         run("DELETE FROM sources WHERE id = ?", (source_id,))
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+    def _transaction(self) -> Iterator[Run]:
         with _translated(self._kb.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -569,6 +603,8 @@ def _translated(path: Path) -> Iterator[None]:
             f"无法读写知识库 {path}：{error}；请检查目录权限，或稍后重试",
             f"cannot use knowledge base {path}: {error}; check its permissions, or try again later",
         ) from error
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError):
+        raise  # a mistake in this program, not in the file
     except sqlite3.DatabaseError as error:
         raise KnowledgeBaseError(
             f"知识库文件 {path / 'kb.sqlite'} 已损坏（{error}），没有改动它；请从备份恢复，或换 --kb 目录重新 ingest",
@@ -580,6 +616,15 @@ def _translated(path: Path) -> Iterator[None]:
             f"无法读写知识库目录 {path}：{error}；请检查权限和剩余空间",
             f"cannot use the knowledge base directory {path}: {error}; check its permissions and free space",
         ) from error
+
+
+def _comparable(key: str, value: object) -> str | int | float:
+    if isinstance(value, str | int | float):
+        return value
+    raise UsageError(
+        f"过滤条件 {key} 的值应为字符串、数字或布尔值，实际是 {value!r}",
+        f"the value of filter {key} must be a string, number or boolean, got {value!r}",
+    )
 
 
 def _vector_key(generation: int, chunk_id: int) -> int:

@@ -36,7 +36,7 @@ from chains.config import (
 from chains.fulltext import FullTextIndex
 from chains.knowledge_base import KnowledgeBase
 from chains.lexical_embeddings import LexicalEmbeddings
-from chains.retrievers import DenseRetriever, HybridRetriever, LexicalRetriever, relevance
+from chains.retrievers import DenseRetriever, HybridRetriever, LexicalRetriever, StoreRetriever, relevance
 from chains.vectorstores import FaissVectorStore
 from loaders.errors import UsageError
 
@@ -64,13 +64,19 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
     """
 
     def __init__(
-        self, retriever: Runnable[str, list[Document]], answerer: Runnable[Any, Any], config: RagConfig
+        self,
+        retriever: Runnable[str, list[Document]],
+        answerer: Runnable[Any, Any],
+        config: RagConfig,
+        *,
+        lexical: bool,
     ) -> None:
         # the base class passes the config to functions that take one, which its signature does not tell
         super().__init__(cast("Any", self._run), cast("Any", self._arun), name="RetrievalQA")
         self.retriever = retriever
         self.answerer = answerer
         self.config = config
+        self.lexical = lexical
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
@@ -91,7 +97,7 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
         answerer, question = self._prepare(query, history, config)
         documents = self.retriever.invoke(question, config)
         yield AddableDict({"query": query, "source_documents": documents})
-        if self._irrelevant(documents):
+        if self._irrelevant(question, documents, answerer):
             yield from refusal(self.config.language)
         else:
             yield from answerer.stream(AnswerInput(question=question, passages=documents), config)
@@ -104,7 +110,7 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
         answerer, question = await run_in_executor(config, self._prepare, query, history, config)
         documents = await self.retriever.ainvoke(question, config)
         yield AddableDict({"query": query, "source_documents": documents})
-        if self._irrelevant(documents):
+        if self._irrelevant(question, documents, answerer):
             for refused in refusal(self.config.language):
                 yield refused
             return
@@ -129,9 +135,17 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
         if type(top_k) is not int or not 1 <= top_k <= MAX_TOP_K:
             raise _not_a_choice("top_k", top_k, f"1-{MAX_TOP_K}")
 
-    def _irrelevant(self, documents: Sequence[Document]) -> bool:
-        best = relevance(documents)
-        return not documents or (best is not None and best < self.config.min_relevance)
+    def _irrelevant(self, question: str, documents: Sequence[Document], answerer: Answerer) -> bool:
+        """Whether nothing was found that an answer could rest on.
+
+        Relevance counts the question's own words. Passages that a semantic embedder or another retriever found may be
+        right without sharing any, so there only the extractive answerer, which needs them too, is held to it.
+        """
+        if not documents:
+            return True
+        if not self.lexical and not isinstance(answerer, ExtractiveAnswerer):
+            return False
+        return max(relevance(question, document) for document in documents) < self.config.min_relevance
 
     def _read(self, value: Any) -> tuple[str, list[BaseMessage]]:
         """(question, conversation) of an input.
@@ -234,9 +248,13 @@ def build_retrieval_qa(
         KnowledgeBaseError: the knowledge base does not exist or cannot be read.
         FingerprintError: its vectors were made by another embedder.
     """
-    return RetrievalQA(
-        _build_retriever(config, embeddings, vectorstore, retriever, fulltext), _build_answerer(config, llm), config
-    )
+    store = vectorstore
+    if store is None and retriever is None:
+        store = build_vectorstore(config, embeddings)
+    chosen = retriever if store is None or retriever is not None else _build_retriever(config, store, fulltext)
+    assert chosen is not None
+    lexical = retriever is None and store is not None and isinstance(store.embeddings, LexicalEmbeddings)
+    return RetrievalQA(chosen, _build_answerer(config, llm), config, lexical=lexical)
 
 
 def build_embeddings(config: RagConfig) -> Embeddings:
@@ -256,17 +274,11 @@ def build_vectorstore(
 
 
 def _build_retriever(
-    config: RagConfig,
-    embeddings: Embeddings | None,
-    vectorstore: VectorStore | None,
-    retriever: BaseRetriever | None,
-    fulltext: FullTextIndex | None,
+    config: RagConfig, store: VectorStore, fulltext: FullTextIndex | None
 ) -> Runnable[str, list[Document]]:
-    if retriever is not None:
-        return retriever
-    store = vectorstore if vectorstore is not None else build_vectorstore(config, embeddings)
+    top_k = ConfigurableField("top_k", name="top_k", description="passages an answer is made from")
     if not isinstance(store, FaissVectorStore):
-        return store.as_retriever(search_kwargs={"k": config.top_k})
+        return StoreRetriever(vectorstore=store, top_k=config.top_k).configurable_fields(top_k=top_k)
     fulltext = fulltext or FullTextIndex(store.knowledge_base)
     hybrid = config.retriever if isinstance(config.retriever, HybridRetrieverConfig) else HybridRetrieverConfig()
     legs: dict[str, RunnableSerializable[str, list[Document]]] = {
@@ -276,7 +288,6 @@ def _build_retriever(
             store=store, top_k=config.top_k, fulltext=fulltext, **hybrid.model_dump(exclude={"type"})
         ),
     }
-    top_k = ConfigurableField("top_k", name="top_k", description="passages an answer is made from")
     chosen = {name: leg.configurable_fields(top_k=top_k) for name, leg in legs.items()}
     default = chosen.pop(config.retriever.type)
     others: dict[str, Any] = chosen
@@ -286,7 +297,10 @@ def _build_retriever(
 
 
 def _build_answerer(config: RagConfig, llm: BaseChatModel | Answerer | None) -> Runnable[Any, Any]:
-    choices: dict[str, ExtractiveConfig | ChatModelConfig] = {"extractive": ExtractiveConfig(), **config.llms}
+    choices: dict[str, ExtractiveConfig | ChatModelConfig] = {
+        "extractive": config.llm if isinstance(config.llm, ExtractiveConfig) else ExtractiveConfig(),
+        **config.llms,
+    }
     if isinstance(llm, Answerer):
         default, key = llm, "custom"
     elif llm is not None:

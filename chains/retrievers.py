@@ -8,6 +8,7 @@ from typing import Any, Literal
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field
 
 from chains.extraction import coverage
@@ -135,16 +136,21 @@ def with_support(ranking: Ranking, documents: Mapping[int, int], decay: float) -
     return sorted(raised, key=lambda item: (-item[1], item[0]))
 
 
-def relevance(documents: Iterable[Document]) -> float | None:
-    """The best relevance among retrieved documents; None where their retriever does not tell."""
-    scores = [_score(document.metadata) for document in documents]
-    known = [score for score in scores if score is not None]
-    return max(known, default=None)
+class StoreRetriever(BaseRetriever):
+    """The `top_k` nearest documents of any LangChain vector store."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    vectorstore: VectorStore
+    top_k: int = Field(default=5, ge=1)
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        return self.vectorstore.similarity_search(query, k=self.top_k)
 
 
-def _score(metadata: Mapping[str, Any]) -> float | None:
-    score = metadata.get("score")
-    return float(score) if isinstance(score, int | float) else None
+def relevance(query: str, document: Document) -> float:
+    """How much of the question's information a document covers, title and headings included, in [0, 1]."""
+    return coverage(query, document.page_content, " ".join(context_lines(document)))
 
 
 def _with_place(chunk: StoredChunk, query: str) -> Document:
@@ -154,6 +160,6 @@ def _with_place(chunk: StoredChunk, query: str) -> Document:
         "document_id": chunk.document_id,
         "start": chunk.start,
         "end": chunk.end,
-        "score": round(coverage(query, chunk.text, " ".join(context_lines(document))), 4),
+        "score": round(relevance(query, document), 4),
     }
     return Document(id=document.id, page_content=chunk.text, metadata={**document.metadata, **place})

@@ -25,6 +25,7 @@ from chains.knowledge_base import (
     KnowledgeBase,
     MetadataFilter,
     NewChunk,
+    NewDocument,
     Writer,
 )
 from loaders.config import Config
@@ -187,14 +188,12 @@ class FaissVectorStore(VectorStore):
             return
         generation = self.ensure_generation(writer)
         vectors = embed_documents(self._embeddings, [embedding_text(document) for document in documents])
-        writer.remove_chunks([cast("str", document.id) for document in documents])
         by_source: dict[str, list[int]] = {}
         for row, document in enumerate(documents):
             by_source.setdefault(str(document.metadata.get("source", UNNAMED_SOURCE)), []).append(row)
-        for source, rows in by_source.items():
-            entries = [_entry(documents[row]) for row in rows]
-            writer.add_documents(writer.source_id(source), entries, generation.id, vectors[rows])
-        writer.bump()
+        entries = {source: [_entry(documents[row]) for row in rows] for source, rows in by_source.items()}
+        order = [row for rows in by_source.values() for row in rows]
+        writer.replace_chunks(entries, generation.id, vectors[order])
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
         """Remove chunks by id, all of them for None; unknown ids are no error."""
@@ -345,11 +344,11 @@ def _require_same_embedder(generation: Generation, embeddings: Embeddings, path:
     )
 
 
-def _entry(document: Document) -> tuple[str, str, list[NewChunk]]:
-    """A Python caller's document as (title, text, its one chunk)."""
+def _entry(document: Document) -> NewDocument:
+    """A Python caller's document with its one chunk."""
     text = document.page_content
     chunk = NewChunk(cast("str", document.id), 0, len(text), text, document.metadata)
-    return str(document.metadata.get("title", "")), text, [chunk]
+    return NewDocument(str(document.metadata.get("title", "")), text, [chunk])
 
 
 def _unit(embedding: Sequence[float]) -> Vectors:

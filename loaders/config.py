@@ -165,7 +165,7 @@ def _describe(model: type[BaseModel], error: dict[str, Any]) -> tuple[str, str]:
     value = _shown(error["input"], place.secret)
     if kind == "literal_error":
         return f"{name}：值为 {value}，可用的值：{context['expected']}", f"{name}: {value} is not {context['expected']}"
-    zh = _EXPECTED.get(kind, error["msg"]).format(**context)
+    zh = _EXPECTED[kind].format(**context) if kind in _EXPECTED else error["msg"]
     return f"{name}：值为 {value}，{zh}", f"{name}: {value}: {error['msg']}"
 
 

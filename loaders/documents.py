@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ _BY_SUFFIX = {suffix: format_ for format_ in _FORMATS for suffix in format_.suff
 SUPPORTED_SUFFIXES = frozenset(_BY_SUFFIX)
 """Lower case, with the dot."""
 
+_SURROGATES = re.compile("[\ud800-\udfff]")  # how Python shows the bytes of a name that is not UTF-8
 _SKIPPED_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -131,6 +133,8 @@ def check_path(path: Path) -> None:
     Raises:
         LoadError: it is missing, a folder, or of no supported kind.
     """
+    if _SURROGATES.search(str(path)):
+        raise problems.badly_named(path)
     if not path.exists():
         raise problems.missing(path)
     if path.suffix.lower() not in SUPPORTED_SUFFIXES:
@@ -150,7 +154,12 @@ def find_files(paths: Iterable[Path]) -> FoundFiles:
     for path in paths:
         if path.is_dir():
             for found in _walk(path, errors):
-                (files if found.suffix.lower() in SUPPORTED_SUFFIXES else unsupported).add(found)
+                if found.suffix.lower() not in SUPPORTED_SUFFIXES:
+                    unsupported.add(found)
+                elif _SURROGATES.search(str(found)):
+                    errors.append((found, problems.badly_named(found)))
+                else:
+                    files.add(found)
             continue
         try:
             check_path(path)

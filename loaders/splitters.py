@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -90,13 +91,14 @@ def context_lines(chunk: Document) -> list[str]:
 def _names(chunk: Document) -> list[str]:
     """Title, sheet and heading path, outermost first, none twice."""
     metadata = chunk.metadata
-    names = [metadata.get("title"), metadata.get("sheet"), *(metadata.get("headings") or [])]
-    return list(dict.fromkeys(str(name) for name in names if name))
+    headings = metadata.get("headings")
+    names = [metadata.get("title"), metadata.get("sheet"), *(headings if isinstance(headings, list) else [])]
+    return list(dict.fromkeys(name for name in names if name and isinstance(name, str)))
 
 
 def _table_header(chunk: Document) -> list[str]:
     header = chunk.metadata.get("table_header")
-    return [header] if header and not chunk.page_content.startswith(header) else []
+    return [header] if isinstance(header, str) and header and not chunk.page_content.startswith(header) else []
 
 
 def _location(marks: list[dict[str, Any]], starts: list[int], offset: int) -> dict[str, Any]:
@@ -131,7 +133,9 @@ def _spans(text: str, low: int, high: int, config: SplitterConfig, length: Lengt
     from langchain_text_splitters import RecursiveCharacterTextSplitter
 
     block = text[low:high]
-    total = length(block)
+    # by sentence: tokens of a whole are fewer than those of its parts, and parts are what chunks are filled with
+    ends = [0, *(end.end() for end in _SENTENCE_END.finditer(block)), len(block)]
+    total = sum(max(1, length(block[a:b])) for a, b in itertools.pairwise(ends) if a < b)
     pieces = [block]
     if total > config.chunk_size:
         # even shares instead of full chunks and a crumb; an eighth of slack so that sentences fit

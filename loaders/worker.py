@@ -103,14 +103,17 @@ class _Clock:
 def _batches(documents: Iterator[Parsed]) -> Iterator[list[Parsed]]:
     batch: list[Parsed] = []
     size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    try:
+        for document in documents:
+            batch.append(document)
+            size += len(document.text)
+            if size >= _BATCH_CHARS:
+                yield batch
+                batch, size = [], 0
+    except LoadError:
+        yield batch  # what was good before the error
+        raise
+    yield batch
 
 
 def _send(answers: BinaryIO, message: dict[str, Any]) -> None:

@@ -64,14 +64,14 @@ def launch(
     Args:
         app: from `build_app`.
         host: address to listen on.
-        port: port to listen on.
+        port: port to listen on; 0 picks a free one.
         auth: user name and password to ask for.
         block: whether to wait until the server is interrupted.
 
     Raises:
         RagProjError: the address cannot be listened on, as when the port is in use.
     """
-    _check_free(host, port)
+    port = _free_port(host, port)
     _reach_self_without_proxy()
     app.queue(default_concurrency_limit=16)
     address: str
@@ -100,12 +100,14 @@ def launch(
     return address
 
 
-def _check_free(host: str, port: int) -> None:
+def _free_port(host: str, port: int) -> int:
+    """The port, seen to be free; for 0 a free one."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # as the server itself will do, so that a port that was just closed counts as free
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+            return int(probe.getsockname()[1])
         except (OSError, OverflowError) as error:
             used = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
             raise RagProjError(

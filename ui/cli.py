@@ -95,6 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from ui import commands
 
         status: int = getattr(commands, arguments.verb)(arguments)
+        sys.stdout.flush()
     except UsageError as error:
         return _complain(arguments, error, 2)
     except RagProjError as error:
@@ -102,8 +103,8 @@ def _run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("已中断，已提交的内容完好 / interrupted; what was committed is intact", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `ragproj search … | head`
-        sys.stdout = None  # nothing more can be written, not even at exit
+    except BrokenPipeError:  # `ragproj search … | head`: what is still buffered goes nowhere, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
 

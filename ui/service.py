@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import uuid
@@ -47,7 +48,8 @@ class RagService:
         self.knowledge_base = self.store.knowledge_base
         self.fulltext = FullTextIndex(self.knowledge_base)
         self.qa: RetrievalQA = build_retrieval_qa(config, vectorstore=self.store, fulltext=self.fulltext, llm=llm)
-        self._files = self.knowledge_base.path.absolute() / "files"
+        # as sources are named
+        self._files = Path(os.path.abspath(self.knowledge_base.path)) / "files"  # noqa: PTH100
 
     def close(self) -> None:
         """Close the database."""
@@ -91,28 +93,14 @@ class RagService:
     def upload(self, paths: list[Path], progress: Progress, stop: threading.Event | None = None) -> dict[str, Any]:
         """Copy files into the knowledge base's own folder under their names and ingest them; the ingest report.
 
-        A file of a name that is already there is a new version of it. Files that cannot be read are not kept.
+        A file of a name that is already there is a new version of it; one that cannot be read is not kept, and the
+        version before stays. Of files with the same name in one upload the later ones get a number.
         """
-        self._files.mkdir(exist_ok=True)
-        copies = [self._keep(path) for path in paths]
+        kept = _UploadFolder(self._files)
+        copies = [kept.add(path) for path in paths]
         report = self.ingestor().ingest(copies, progress=progress, stop=stop).as_dict()
-        for failure in report["failed"]:
-            Path(failure["path"]).unlink(missing_ok=True)
+        kept.settle({Path(failure["path"]) for failure in report["failed"]})
         return report
-
-    def _keep(self, path: Path) -> Path:
-        target = self._files / path.name
-        beside = self._files / f".{uuid.uuid4().hex}"
-        try:
-            shutil.copyfile(path, beside)
-            beside.replace(target)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise RagProjError(
-                f"无法保存上传的文件 {path.name}：{error.strerror}；请检查磁盘空间",
-                f"cannot keep the uploaded file {path.name}: {error.strerror}; check the disk space",
-            ) from error
-        return target
 
     def remove(self, sources: Sequence[str]) -> int:
         """Remove documents, uploaded copies with them; how many were there. Files elsewhere are not touched."""
@@ -148,6 +136,47 @@ class RagService:
             quote=text[start:end],
             after=text[end : end + _SURROUNDINGS],
         )
+
+
+class _UploadFolder:
+    """Uploaded files on their way in: replaced versions are put aside until it is known that the new ones are read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._before: dict[Path, Path | None] = {}
+
+    def add(self, path: Path) -> Path:
+        """The copy of a file, in the folder."""
+        target = self._folder / path.name
+        number = 2
+        while target in self._before:
+            target = self._folder / f"{path.stem} ({number}){path.suffix}"
+            number += 1
+        beside, aside = (self._folder / f".{uuid.uuid4().hex}" for _ in range(2))
+        try:
+            self._folder.mkdir(exist_ok=True)
+            shutil.copyfile(path, beside)
+            self._before[target] = target.replace(aside) if target.exists() else None
+            beside.replace(target)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            self.settle(set(self._before))
+            raise RagProjError(
+                f"无法保存上传的文件 {path.name}：{error.strerror}；请检查磁盘空间",
+                f"cannot keep the uploaded file {path.name}: {error.strerror}; check the disk space",
+            ) from error
+        return target
+
+    def settle(self, failed: set[Path]) -> None:
+        """Drop the copies that could not be read, putting back what they replaced; forget what was replaced well."""
+        for target, before in self._before.items():
+            if target in failed:
+                target.unlink(missing_ok=True)
+                if before is not None:
+                    before.replace(target)
+            elif before is not None:
+                before.unlink(missing_ok=True)
+        self._before = {}
 
 
 def _label(key: str, choice: ExtractiveConfig | ChatModelConfig | None) -> str:
