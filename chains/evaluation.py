@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from langchain_core.documents import Document
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from chains.answerers import CITATION_MARK
 from chains.metrics import char_f1, contains_gold, exact_match, mrr_at_k, ndcg_at_k, recall_at_k
@@ -21,13 +21,19 @@ _CHUNKS = 50
 class Question(BaseModel):
     """A row of a question file; fields that are not needed are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # ids may be numbers: the loader makes text of a record's id, too
+    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
 
     id: str = ""
-    question: str
+    question: str = Field(pattern=r"\S")
     answers: list[str] = []
     context_id: str | None = None
     pos_ids: list[str] = []
+
+    @field_validator("answers", "pos_ids", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: object) -> object:
+        return [] if value is None else value
 
     @property
     def gold(self) -> list[str]:

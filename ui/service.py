@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,16 @@ class RagService:
         version before stays. Of files with the same name in one upload the later ones get a number.
         """
         kept = _UploadFolder(self._files)
-        copies = [kept.add(path) for path in paths]
-        report = self.ingestor().ingest(copies, progress=progress, stop=stop).as_dict()
-        kept.settle({Path(failure["path"]) for failure in report["failed"]})
-        return report
+        try:
+            copies = [kept.add(path) for path in paths]
+            return self.ingestor().ingest(copies, progress=progress, stop=stop).as_dict()
+        finally:
+            kept.settle(self._is_stored)
+
+    def _is_stored(self, path: Path) -> bool:
+        """Whether the knowledge base holds this very version of a file."""
+        state, stat = self.knowledge_base.source_state(str(path)), path.stat()
+        return state is not None and (state.size, state.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
     def remove(self, sources: Sequence[str]) -> int:
         """Remove documents, uploaded copies with them; how many were there. Files elsewhere are not touched."""
@@ -160,23 +166,22 @@ class _UploadFolder:
             beside.replace(target)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            self.settle(set(self._before))
             raise RagProjError(
                 f"无法保存上传的文件 {path.name}：{error.strerror}；请检查磁盘空间",
                 f"cannot keep the uploaded file {path.name}: {error.strerror}; check the disk space",
             ) from error
         return target
 
-    def settle(self, failed: set[Path]) -> None:
-        """Drop the copies that could not be read, putting back what they replaced; forget what was replaced well."""
+    def settle(self, is_stored: Callable[[Path], bool]) -> None:
+        """Keep the copies that were stored; drop the others, putting back what they replaced."""
         for target, before in self._before.items():
-            if target in failed:
-                target.unlink(missing_ok=True)
+            if target.exists() and is_stored(target):
                 if before is not None:
-                    before.replace(target)
+                    before.unlink(missing_ok=True)
             elif before is not None:
-                before.unlink(missing_ok=True)
-        self._before = {}
+                before.replace(target)
+            else:
+                target.unlink(missing_ok=True)
 
 
 def _label(key: str, choice: ExtractiveConfig | ChatModelConfig | None) -> str:
