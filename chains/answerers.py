@@ -14,9 +14,9 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict
 
-from chains.chat_models import broke_off, describe_server_error, init_model, server_errors
+from chains.chat_models import ThoughtFilter, broke_off, describe_server_error, init_model, server_errors
 from chains.config import ChatModelConfig
-from chains.extraction import coverage, select_quotes
+from chains.extraction import find_support, select_quotes
 from chains.prompts import ANSWER_SYSTEM, ANSWER_USER, CONDENSE_SYSTEM, CONDENSE_USER, REFUSAL, Language
 from loaders.splitters import context_lines
 
@@ -27,11 +27,12 @@ _POINTING_BACK = re.compile(
     r"|\b(?:it|its|they|them|their|he|his|him|she|her|this|that|these|those)\b",
     re.IGNORECASE,
 )
-CITATION_MARK = re.compile(r"\s*\[(\d{1,3})\]")
-_CLAIM = re.compile(r"(?:[^。！？!?.\n]|\.(?!\s|$|\[))*(?:[。！？!?.\n]|$)(?:\s*\[\d{1,3}\])*")
+# "[1]", and what Chinese models write as well: 【1】, ［1］, [1, 2], [1、2]
+_NUMBERS = r"[\[［【]\s{0,2}\d{1,3}(?:\s{0,2}[,，、]\s{0,2}\d{1,3}){0,9}\s{0,2}[\]］】]"
+CITATION_MARK = re.compile(rf"[ \t]{{0,4}}{_NUMBERS}")
+_CLAIM = re.compile(r"(?:[^。！？!?.\n]|\.(?!\s|$|\[))*(?:[。！？!?.\n]|$)" + rf"(?:[ \t]{{0,4}}{_NUMBERS})*")
 # Of a claim's information, how much a quote must hold to count as its support.
 _SUPPORTED = 0.35
-_LEAST_QUOTE = 30  # characters of a passage quoted for a short claim; a longer one gets as many as it has
 
 
 class AnswerInput(TypedDict):
@@ -129,12 +130,13 @@ class ChatModelAnswerer(Answerer):
     ) -> Iterator[AddableDict]:
         """Pieces as the model generates them."""
         text, complete = "", False
-        errors = server_errors()
+        errors, thoughts = server_errors(), ThoughtFilter()
         try:
             for chunk in self._chat_model.stream(self._messages(input), config):
-                text, complete = text + chunk.text, complete or _is_last(chunk)
-                if chunk.text:
-                    yield AddableDict({"result": chunk.text})
+                piece, complete = thoughts.take(chunk.text), complete or _is_last(chunk)
+                if piece:
+                    text += piece
+                    yield AddableDict({"result": piece})
         except errors as error:
             raise describe_server_error(error, self.model) from error
         yield self._closing(text, complete, input["passages"])
@@ -147,12 +149,13 @@ class ChatModelAnswerer(Answerer):
     ) -> AsyncIterator[AddableDict]:
         """As `stream`."""
         text, complete = "", False
-        errors = server_errors()
+        errors, thoughts = server_errors(), ThoughtFilter()
         try:
             async for chunk in self._chat_model.astream(self._messages(input), config):
-                text, complete = text + chunk.text, complete or _is_last(chunk)
-                if chunk.text:
-                    yield AddableDict({"result": chunk.text})
+                piece, complete = thoughts.take(chunk.text), complete or _is_last(chunk)
+                if piece:
+                    text += piece
+                    yield AddableDict({"result": piece})
         except errors as error:
             raise describe_server_error(error, self.model) from error
         yield self._closing(text, complete, input["passages"])
@@ -164,7 +167,7 @@ class ChatModelAnswerer(Answerer):
         messages = [SystemMessage(CONDENSE_SYSTEM[self.language]), HumanMessage(user)]
         errors = server_errors()
         try:
-            return self._chat_model.invoke(messages, config).text.strip() or question
+            return ThoughtFilter().take(self._chat_model.invoke(messages, config).text).strip() or question
         except errors as error:
             raise describe_server_error(error, self.model) from error
 
@@ -180,7 +183,8 @@ class ChatModelAnswerer(Answerer):
         # an OpenAI-compatible server says why it stopped; other models do not all tell
         if not complete and isinstance(self.model, ChatModelConfig) and self.model.model_provider == "openai":
             raise broke_off(self.model)
-        refused = not text.strip() or REFUSAL[self.language] in text
+        said = CITATION_MARK.sub("", text).replace(REFUSAL[self.language], "")
+        refused = not said.strip(" \n。.")
         return AddableDict({"citations": [] if refused else cited(text, passages), "refused": refused})
 
 
@@ -202,17 +206,15 @@ def cited(text: str, passages: Sequence[Document]) -> list[Citation]:
     """
     citations: dict[int, Citation] = {}
     for claim in _CLAIM.finditer(text):
-        numbers = [int(number) for number in CITATION_MARK.findall(claim.group())]
+        numbers = [int(n) for mark in CITATION_MARK.findall(claim.group()) for n in re.findall(r"\d+", mark)]
         statement = CITATION_MARK.sub("", claim.group()).strip()
         for n in numbers:
             if n in citations or not 1 <= n <= len(passages):
                 continue
             passage = passages[n - 1]
-            room = max(_LEAST_QUOTE, len(statement))
-            for quote in select_quotes(statement, [passage.page_content], max_chars=room, max_quotes=1):
-                citation = cite(n, passage, quote.start, quote.end)
-                if coverage(statement, citation["quote"]) >= _SUPPORTED:
-                    citations[n] = citation
+            support = find_support(statement, passage.page_content)
+            if support is not None and support.score >= _SUPPORTED:
+                citations[n] = cite(n, passage, support.start, support.end)
     return [citations[n] for n in sorted(citations)]
 
 

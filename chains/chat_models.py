@@ -51,6 +51,35 @@ def init_model(config: ChatModelConfig) -> BaseChatModel:
     return model
 
 
+class ThoughtFilter:
+    """Takes an answer piece by piece and leaves out the `<think>…</think>` some models begin with.
+
+    Servers without a reasoning parser send it inline. Text is held back only while it may belong to a thought.
+    """
+
+    _OPEN, _CLOSE = "<think>", "</think>"
+
+    def __init__(self) -> None:
+        self._held: str | None = ""
+
+    def take(self, piece: str) -> str:
+        """What of the answer can be shown after this piece."""
+        if self._held is None:
+            return piece
+        self._held += piece
+        start = self._held.lstrip()
+        if start.startswith(self._OPEN):
+            _, closed, answer = start.partition(self._CLOSE)
+            if not closed:
+                return ""
+            self._held = None
+            return answer.lstrip()
+        if self._OPEN.startswith(start):  # also while there is nothing but white space
+            return ""
+        held, self._held = self._held, None
+        return held
+
+
 def server_errors() -> tuple[type[Exception], ...]:
     """What a model server's client raises when the server is away or says no."""
     import openai

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from langchain_core.documents import Document
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
 
 from chains.answerers import CITATION_MARK
 from chains.metrics import char_f1, contains_gold, exact_match, mrr_at_k, ndcg_at_k, recall_at_k
 from chains.retrieval_qa import RetrievalQA
 from loaders.errors import RagProjError
 
+logger = logging.getLogger(__name__)
+
 # Several chunks may come from one passage: enough of them for ten different passages.
 _CHUNKS = 50
+
+
+# Ids may be numbers: the loader makes text of a record's id, too.
+RecordId = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 
 
 class Question(BaseModel):
     """A row of a question file; fields that are not needed are ignored."""
 
-    # ids may be numbers: the loader makes text of a record's id, too
-    model_config = ConfigDict(frozen=True, extra="ignore", coerce_numbers_to_str=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    id: str = ""
-    question: str = Field(pattern=r"\S")
+    id: RecordId = ""
+    question: str
     answers: list[str] = []
-    context_id: str | None = None
-    pos_ids: list[str] = []
+    context_id: RecordId | None = None
+    pos_ids: list[RecordId] = []
 
     @field_validator("answers", "pos_ids", mode="before")
     @classmethod
@@ -96,16 +102,19 @@ def evaluate(
         retrieval_only: leave answering out.
         progress: wraps the questions while they are worked on, as tqdm does.
     """
+    asked = [question for question in questions if question.question.strip()]
+    if len(asked) < len(questions):
+        logger.warning("%d blank questions are left out", len(questions) - len(asked))
     many = {"configurable": {"top_k": _CHUNKS}}
     retrieval: list[dict[str, float]] = []
     answers: list[dict[str, float]] = []
-    for question in progress(questions):
+    for question in progress(asked):
         if question.gold:
             ranked = [_passage_id(document) for document in qa.retriever.invoke(question.question, many)]  # type: ignore[arg-type]
             retrieval.append(_retrieval_scores(ranked, question.gold))
         if question.answers and not retrieval_only:
             answers.append(_answer_scores(qa.invoke({"query": question.question}), question.answers))
-    report: dict[str, Any] = {"n": len(questions), "retrieval": _means(retrieval)}
+    report: dict[str, Any] = {"n": len(asked), "retrieval": _means(retrieval)}
     if not retrieval_only:
         report["answer"] = _means(answers)
     return report

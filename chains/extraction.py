@@ -17,6 +17,7 @@ _PRICE = 0.06  # ... and `max_chars` more of them must raise the probability of 
 _PRICE_OF_QUOTE = 0.005  # likewise one quote more
 _WHOLE_SENTENCE = 0.75  # sentences up to this share of `max_chars` are not cut
 
+_PAIR_GAINS = 0.2  # of a statement's information, what a second sentence must add to be quoted with the first
 _LARGEST_GAP = 4  # characters between neighbouring pieces: a loose comma, white space between lines
 # Headings, code fences, rules and the line under a table's header tell nothing by themselves.
 _NOT_QUOTED = re.compile(r"#{1,6}\s|```|~~~|-{3,}$|\|[\s|:-]+\|$", re.MULTILINE)
@@ -63,6 +64,25 @@ def select_quotes(
     for number, (passage, cut, chances) in enumerate(zip(passages, clauses, probabilities, strict=True)):
         pieces.extend(_pieces(number, passage, cut, chances, whole=int(max_chars * _WHOLE_SENTENCE)))
     return _choose(_without_repeats(pieces, passages), max_chars, at_most, max_quotes)
+
+
+def find_support(statement: str, passage: str) -> Quote | None:
+    """The sentence of `passage` that covers most of a statement, with the next one if both cover clearly more.
+
+    Its score is the coverage, from 0.0 to 1.0. None where no sentence shares anything with the statement.
+    """
+    sentences = [
+        Quote(0, group[0].start, group[-1].end, 0.0)
+        for group in (list(g) for _, g in itertools.groupby(split_clauses(passage), key=lambda c: c.sentence))
+        if not _NOT_QUOTED.match(passage, group[0].start)
+    ]
+    pairs = [_joined(pair) for pair in itertools.pairwise(sentences)]
+    scored = [replace(q, score=coverage(statement, passage[q.start : q.end])) for q in sentences + pairs]
+    best = max(scored[: len(sentences)], key=lambda quote: quote.score, default=None)
+    longer = max(scored[len(sentences) :], key=lambda quote: quote.score, default=None)
+    if best is not None and longer is not None and longer.score >= best.score + _PAIR_GAINS:
+        best = longer
+    return best if best is not None and best.score > 0 else None
 
 
 def coverage(question: str, passage: str, heading: str = "") -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from loaders.errors import ConfigError
@@ -40,6 +40,22 @@ class Config(BaseModel):
     """Base of every config class: frozen, unknown keys are errors, `_type` names the component."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_types(cls, data: Any) -> Any:
+        """A section without `_type` means the default component: one key of it can be set alone."""
+        if not isinstance(data, dict):
+            return data
+        filled = dict(data)
+        for name, field in cls.model_fields.items():
+            section = data.get(field.alias or name)
+            open_section = isinstance(section, dict) and "_type" not in section
+            if field.discriminator and open_section and not field.is_required():
+                default = field.get_default(call_default_factory=True, validated_data={})
+                if set(section) <= _field_names(type(default)):
+                    filled[field.alias or name] = {"_type": default.type, **section}
+        return filled
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, where: str) -> Self:

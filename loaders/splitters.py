@@ -149,27 +149,27 @@ def _spans(text: str, low: int, high: int, config: SplitterConfig, length: Lengt
             keep_separator="end",
             strip_whitespace=False,
             # LangChain repeats pieces of no length (white space) in the next chunk: give each one at least 1
-            length_function=lambda piece: max(1, length(piece)),
+            length_function=lambda piece: max(1, length(piece)) if piece else 0,
         )
         pieces = splitter.split_text(block)
         assert sum(map(len, pieces)) == len(block), "pieces must be a partition of the block"
-    position = low
+    position = before = low
     for piece in pieces:
         start = position + len(piece) - len(piece.lstrip())
         end = position + len(piece.rstrip())
         position += len(piece)
         if start < end:
-            yield _overlap(text, low, start, config.chunk_overlap, length), end
+            yield _overlap(text, before, start, config.chunk_overlap, length), end
+            before = start + 1  # a chunk never repeats the whole of the one before it
 
 
 def _overlap(text: str, low: int, start: int, tokens: int, length: Length) -> int:
     """The start of the whole sentences before `start`, not before `low`, that fit into `tokens`."""
-    if tokens == 0 or start == low:
+    if tokens == 0 or start <= low:
         return start
     window = max(low, start - 4 * tokens)
-    ends = [window + end.end() for end in _SENTENCE_END.finditer(text[window:start])]
-    candidates = [end for end in ([low] if window == low else []) + ends if end < start]
-    for candidate in candidates:
-        if length(text[candidate:start]) <= tokens:
+    for end in _SENTENCE_END.finditer(text, window, start):
+        candidate = end.end()
+        if candidate < start and length(text[candidate:start]) <= tokens:
             return candidate + len(text[candidate:start]) - len(text[candidate:start].lstrip())
     return start

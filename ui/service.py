@@ -7,7 +7,6 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor, Progress
 from chains.retrieval_qa import RetrievalQA, build_retrieval_qa, build_vectorstore
 from loaders.errors import RagProjError
+from ui.streams import cancellable
 from ui.views import Passage, SourceRow
 
 # Characters of the document shown on either side of a quote.
@@ -64,15 +64,15 @@ class RagService:
         top_k: int | None,
         stop: threading.Event,
     ) -> Iterator[dict[str, Any]]:
-        """The chain's stream, ended early when `stop` is set; leaving it stops the generator's work."""
+        """The chain's stream, ended early when `stop` is set or the iterator is closed.
+
+        The chain runs in an event loop of its own, so that stopping cancels whatever it waits for, such as a server
+        that has not sent its first word, and closes the connection.
+        """
         messages = [message for q, a in history for message in (HumanMessage(q), AIMessage(a))]
         chosen = {key: value for key, value in (("llm", llm), ("top_k", top_k)) if value is not None}
-        stream = self.qa.stream({"query": question, "chat_history": messages}, {"configurable": chosen})
-        with closing(stream):  # type: ignore[type-var] # it is a generator
-            for piece in stream:
-                if stop.is_set():
-                    return
-                yield piece
+        pieces = self.qa.astream({"query": question, "chat_history": messages}, {"configurable": chosen})
+        return cancellable(pieces, stop)
 
     def generators(self) -> list[tuple[str, str]]:
         """The generators to choose from as (label, key), the default first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,7 @@ LEAVE = Document(
 class RecordingModel(FakeListChatModel):
     """Keeps what it was asked."""
 
-    asked: list[list[BaseMessage]] = []
+    asked: list[list[BaseMessage]]
 
     def _stream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Iterator[Any]:
         self.asked.append(messages)
@@ -84,7 +85,7 @@ def test_extractive_result_is_nothing_but_its_quotes_numbered_in_order() -> None
     output = ask(ExtractiveAnswerer(max_chars=60), "年假有几天？离心机的最高转速是多少？", LEAVE, DEVICE)
     assert output["result"] == "\n".join(f"{c['quote']} [{c['n']}]" for c in output["citations"])
     assert numbers(output) == list(range(1, len(output["citations"]) + 1))
-    assert CITATION_MARK.findall(output["result"]) == [str(n) for n in numbers(output)]
+    assert [mark.strip() for mark in CITATION_MARK.findall(output["result"])] == [f"[{n}]" for n in numbers(output)]
 
 
 def test_extractive_streams_a_piece_for_each_quote_then_the_citations() -> None:
@@ -108,7 +109,8 @@ def test_extractive_refuses_where_nothing_can_be_quoted(language: Language) -> N
 
 def test_quotes_stop_at_max_quotes() -> None:
     passages = [
-        Document(page_content=f"第{n}条规定年假为{n}天。", metadata={"source": f"{n}.txt", "start": 0}) for n in range(9)
+        Document(page_content=f"第{n}条规定年假为{n}天。", metadata={"source": f"{n}.txt", "start": 0})
+        for n in range(9)
     ]
     output = ask(ExtractiveAnswerer(max_quotes=2, max_chars=2000), "年假规定几天？", *passages)
     assert 1 <= len(output["citations"]) <= 2
@@ -155,7 +157,13 @@ def test_good_marks_beside_bad_ones_count() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["转速为一万二千转[1]。", "转速为一万二千转 [1]。", "转速为一万二千转。 [1]", "转速为一万二千转[1]", "[1] 转速为一万二千转。"],
+    [
+        "转速为一万二千转[1]。",
+        "转速为一万二千转 [1]。",
+        "转速为一万二千转。 [1]",
+        "转速为一万二千转[1]",
+        "[1] 转速为一万二千转。",
+    ],
 )
 def test_a_mark_may_stand_before_or_after_the_full_stop(text: str) -> None:
     citations = cited(text, [DEVICE, LEAVE])
@@ -194,6 +202,45 @@ def test_every_citation_stands_at_its_place() -> None:
         passage = (DEVICE, LEAVE)[citation["n"] - 1]
         offset = passage.metadata["start"]
         assert passage.page_content[citation["start"] - offset : citation["end"] - offset] == citation["quote"]
+
+
+@pytest.mark.parametrize("marks", ["【1】【2】", "［1］［2］", "[1, 2]", "[1,2]", "[1、2]", "【1，2】"])
+def test_marks_as_chinese_models_write_them_are_citations(marks: str) -> None:
+    other = Document(page_content="离心机转速为一万二千转每分钟。", metadata={"source": "b", "start": 5})
+    assert [c["n"] for c in cited(f"转速为一万二千转。{marks}", [DEVICE, other])] == [1, 2]
+
+
+def test_an_answer_that_admits_a_gap_is_no_refusal() -> None:
+    output = ask(generates(f"年假有十天。[1] 至于病假，{REFUSAL['zh']}"), "年假和病假？", LEAVE)
+    assert output["refused"] is False
+    assert numbers(output) == [1]
+
+
+@pytest.mark.parametrize("text", [f"{REFUSAL['zh']}[1]", f"  {REFUSAL['zh']}\n"])
+def test_a_refusal_with_a_mark_or_white_space_is_one(text: str) -> None:
+    output = ask(generates(text), "?", DEVICE)
+    assert (output["refused"], output["citations"]) == (True, [])
+
+
+THOUGHT = f"<think>\n资料[2]里没有？{REFUSAL['zh']}\n再看[1]。\n</think>\n\n"
+
+
+def test_what_a_model_thinks_aloud_is_no_part_of_the_answer() -> None:
+    """Qwen3 behind vLLM or Ollama sends its reasoning inline unless the server parses it out."""
+    output = ask(generates(THOUGHT + "年假有十天。[1]"), "年假？", LEAVE, DEVICE)
+    assert output["result"].strip() == "年假有十天。[1]"
+    assert output["refused"] is False
+    assert numbers(output) == [1]
+
+
+def test_what_a_model_thinks_aloud_is_no_part_of_the_condensed_question() -> None:
+    assert generates(THOUGHT + "年假有几天？").condense("它呢？", HISTORY, {}) == "年假有几天？"
+
+
+def test_long_white_space_costs_no_time() -> None:
+    started = time.perf_counter()
+    assert cited(" " * 40_000 + "年假", [LEAVE]) == []
+    assert time.perf_counter() - started < 0.5
 
 
 def test_pieces_come_as_the_model_generates_them() -> None:
@@ -273,7 +320,7 @@ def test_a_document_that_contains_marks_is_quoted_as_it_is() -> None:
 
 
 def test_a_model_that_copies_a_documents_own_marks_cites_only_what_supports_it() -> None:
-    """"[2]" was a footnote of the first document; the second passage says nothing of the kind."""
+    """ "[2]" was a footnote of the first document; the second passage says nothing of the kind."""
     passage = Document(page_content="年假为十天[2]。", metadata={"source": "a", "start": 0})
     other = Document(page_content="食堂供应牛肉面。", metadata={"source": "b", "start": 0})
     citations = cited("年假为十天[2]。[1]", [passage, other])

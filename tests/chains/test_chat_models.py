@@ -18,7 +18,7 @@ from langchain_core.messages import HumanMessage
 from pydantic import SecretStr
 
 from chains.answerers import ChatModelAnswerer
-from chains.chat_models import GeneratorError, describe_server_error, init_model
+from chains.chat_models import GeneratorError, ThoughtFilter, describe_server_error, init_model
 from chains.config import ChatModelConfig
 from loaders.errors import ConfigError
 
@@ -116,6 +116,11 @@ def says(*pieces: str) -> Callable[[Reply], None]:
         return reply.finish_events()
 
     return script
+
+
+def waits(done: threading.Event) -> None:
+    """A reply that does not come, until the test is over."""
+    done.wait(5)
 
 
 def fails(status: int) -> Callable[[Reply], None]:
@@ -320,6 +325,21 @@ def test_condense_sends_the_conversation_and_returns_the_models_question(server:
     assert sent == "对话历史：\n用户：XR-7 转多快？\n\n最后的问题：它的保修期呢？"
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_thought_is_left_out_however_it_is_cut_into_pieces(size: int) -> None:
+    text = "\n<think>\n想[1]</think>\n\n十天。<b>[1]"
+    thoughts = ThoughtFilter()
+    shown = [thoughts.take(text[start : start + size]) for start in range(0, len(text), size)]
+    assert "".join(shown).strip() == "十天。<b>[1]"
+
+
+@pytest.mark.parametrize("text", ["十天。", "<b>十天</b>", "<thin>", " 十天", "想 <think>x</think>", "<", "\n<tab>"])
+def test_an_answer_without_a_thought_is_shown_whole(text: str) -> None:
+    thoughts = ThoughtFilter()
+    shown = "".join(thoughts.take(character) for character in text)
+    assert shown == text or text == "<"  # a lone beginning of a tag may be held back
+
+
 # -- errors --------------------------------------------------------------------------------------------------------
 
 
@@ -383,13 +403,13 @@ def test_connection_refused_is_a_clear_error() -> None:
 
 @pytest.mark.parametrize("base_url", ["nonsense", "ftp://127.0.0.1/v1", "http://[bad"])
 def test_an_address_that_is_none_is_a_clear_error(base_url: str) -> None:
-    with pytest.raises((GeneratorError, ValueError), match="base_url|tiny"):
+    with pytest.raises((GeneratorError, ValueError), match=r"base_url|tiny"):
         ChatModelAnswerer(model=ChatModelConfig(model="tiny", base_url=base_url)).invoke(INPUT)
 
 
 def test_a_silent_server_times_out_with_a_clear_error(server: ChatServer) -> None:
     done = threading.Event()
-    server.script = lambda _: None if done.wait(5) else None
+    server.script = lambda _: waits(done)
     with pytest.raises(GeneratorError) as caught:
         answerer(server, timeout_s=0.1).invoke(INPUT)
     done.set()
@@ -398,7 +418,7 @@ def test_a_silent_server_times_out_with_a_clear_error(server: ChatServer) -> Non
 
 def test_a_silent_server_is_tried_once_more_and_no_longer(server: ChatServer) -> None:
     done = threading.Event()
-    server.script = lambda _: None if done.wait(5) else None
+    server.script = lambda _: waits(done)
     started = time.monotonic()
     with pytest.raises(GeneratorError):
         answerer(server, timeout_s=0.3).invoke(INPUT)
@@ -503,9 +523,7 @@ def broken_json(reply: Reply) -> None:
 
 
 @pytest.mark.parametrize("script", [web_page, no_events, broken_json])
-def test_something_that_is_no_chat_server_is_a_clear_error(
-    server: ChatServer, script: Callable[[Reply], None]
-) -> None:
+def test_something_that_is_no_chat_server_is_a_clear_error(server: ChatServer, script: Callable[[Reply], None]) -> None:
     """A `base_url` without /v1 reaches the server's start page: the commonest mistake."""
     server.script = script
     with pytest.raises(GeneratorError) as caught:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from chains.analysis import terms
-from chains.extraction import Quote, coverage, select_quotes
+from chains.extraction import Quote, coverage, find_support, select_quotes
 from chains.metrics import contains_gold
 
 COMPANY = (
@@ -275,3 +275,19 @@ def test_markdown_headings_are_not_quoted_and_end_a_run() -> None:
     quotes = select_quotes("出差住宿每晚最多报销多少？", [passage])
     assert passage[quotes[0].start : quotes[0].end] == "出差住宿每晚不超过五百元，超出部分由个人承担。"
     assert not any("#" in passage[quote.start : quote.end] for quote in quotes)
+
+
+def test_support_is_the_sentence_that_says_the_same() -> None:
+    passage = "试用期最长六个月。年假为十天。食堂在二楼。"
+    support = find_support("员工的年假是十天", passage)
+    assert support is not None
+    assert passage[support.start : support.end] == "年假为十天。"
+    assert find_support("量子色动力学", passage) is None
+    assert find_support("什么", "") is None
+
+
+def test_support_takes_two_sentences_where_one_is_half_of_it() -> None:
+    passage = "甲方应在三十日内付款。逾期按日加收万分之五的违约金。其他事项另行约定。"
+    support = find_support("甲方三十日内付款，逾期每日加收万分之五违约金", passage)
+    assert support is not None
+    assert passage[support.start : support.end] == "甲方应在三十日内付款。逾期按日加收万分之五的违约金。"

@@ -126,8 +126,10 @@ def test_a_new_one_is_empty_and_can_be_opened_again(tmp_path: Path) -> None:
             assert (kb.sources(), kb.source_names(), kb.chunk_count(), kb.revision()) == ([], [], 0, "")
             assert len(kb.chunk_ids()) == len(kb.chunk_ids_of("x")) == len(kb.matching_ids({})) == 0
             assert (kb.generation(), kb.source_state("x"), kb.setting("x"), kb.document_text(1)) == (None,) * 4
-            assert kb.chunks([]) == kb.chunks([1]) == kb.chunks_by_key([]) == kb.chunks_by_key(["x"]) == {}
-            assert kb.neighbours(1) == list(kb.vectors(1, np.zeros(0, np.int64))) == []
+            assert kb.chunks([]) == kb.chunks([1]) == {}
+            assert kb.chunks_by_key([]) == kb.chunks_by_key(["x"]) == {}
+            assert kb.neighbours(1) == []
+            assert list(kb.vectors(1, np.zeros(0, np.int64))) == []
 
 
 def test_the_database_is_in_wal_mode_and_names_its_format(kb: KnowledgeBase) -> None:
@@ -182,38 +184,46 @@ def test_a_damaged_file_is_named_and_left_as_it_is(kb: KnowledgeBase, damage: st
     assert file.read_bytes() == content
 
 
-READS: dict[str, Callable[[KnowledgeBase], object]] = {
-    "sources": lambda kb: kb.sources(),
-    "chunk_ids": lambda kb: kb.chunk_ids(),
-    "chunks": lambda kb: kb.chunks(range(1, 2000)),
-    "vectors": lambda kb: list(kb.vectors(1, np.arange(1, 2000))),
-    "matching_ids": lambda kb: kb.matching_ids({"number": 3}),
-    "matching_ids by function": lambda kb: kb.matching_ids(lambda metadata: True),
-    "index_texts": lambda kb: list(kb.index_texts(np.arange(1, 2000))),
-    "neighbours": lambda kb: kb.neighbours(2),
-}
+_WHILE_ITERATING = pytest.mark.xfail(
+    strict=True, raises=sqlite3.DatabaseError, reason="_query translates errors of execute only, not of the iteration"
+)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-@pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
-def test_damage_found_while_reading_is_named(
-    kb: KnowledgeBase, read: Callable[[KnowledgeBase], object], share: float
-) -> None:
-    """Pages lost in the middle of the file show only when a query gets there, maybe after its first rows."""
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda kb: kb.chunk_ids(), id="chunk_ids", marks=_WHILE_ITERATING),
+        pytest.param(lambda kb: kb.chunks(range(1, 2000)), id="chunks", marks=_WHILE_ITERATING),
+        pytest.param(lambda kb: kb.matching_ids({"number": 3}), id="matching_ids", marks=_WHILE_ITERATING),
+        pytest.param(lambda kb: kb.matching_ids(lambda metadata: True), id="function", marks=_WHILE_ITERATING),
+        pytest.param(lambda kb: list(kb.index_texts(np.arange(1, 2000))), id="index_texts", marks=_WHILE_ITERATING),
+        pytest.param(lambda kb: kb.neighbours(2), id="neighbours", marks=_WHILE_ITERATING),
+    ],
+)
+def test_damage_found_while_reading_is_named(kb: KnowledgeBase, read: Callable[[KnowledgeBase], object]) -> None:
+    """Pages lost at the end of the file show only when a query gets there, after its first rows."""
     for source in ("a", "b"):
         store(kb, source, entry(source, *["文" * 400] * 600, number=3))
     kb.close()
     file = kb.path / "kb.sqlite"
     content = file.read_bytes()
-    keep = int(len(content) * share) // 16384 * 16384
+    keep = int(len(content) * 0.95) // 16384 * 16384
     file.write_bytes(content[:keep] + b"\x5a" * (len(content) - keep))
-    with KnowledgeBase(kb.path) as damaged:
-        try:
-            read(damaged)  # some reads do not meet the damaged pages
-        except KnowledgeBaseError as error:
-            assert "damaged" in error.en
-        except sqlite3.DatabaseError:
-            pytest.xfail("errors while iterating are not translated (not strict: the lead is at it)")
+    with KnowledgeBase(kb.path) as damaged, pytest.raises(KnowledgeBaseError, match="damaged"):
+        read(damaged)
+
+
+def test_damage_of_most_of_the_file_is_named(kb: KnowledgeBase) -> None:
+    store(kb, "a", entry("a", *["文" * 400] * 600))
+    kb.close()
+    file = kb.path / "kb.sqlite"
+    content = file.read_bytes()
+    file.write_bytes(content[:16384] + b"\x5a" * (len(content) - 16384))
+    damaged_bytes = file.read_bytes()
+    for read in (KnowledgeBase.sources, KnowledgeBase.generation, KnowledgeBase.revision, KnowledgeBase.source_names):
+        with pytest.raises(KnowledgeBaseError, match="damaged"), KnowledgeBase(kb.path) as damaged:
+            read(damaged)
+    assert file.read_bytes() == damaged_bytes
 
 
 def test_a_file_left_empty_by_a_crash_at_the_first_start_is_no_obstacle(tmp_path: Path) -> None:
@@ -443,7 +453,7 @@ def test_a_filter_key_may_hold_a_quotation_mark(kb: KnowledgeBase) -> None:
 @pytest.mark.parametrize("value", [object(), {"a": 1}, [["x"]]])
 def test_a_filter_value_that_cannot_match_is_no_damage(kb: KnowledgeBase, value: object) -> None:
     store(kb, "a", entry("a", "甲"))
-    with pytest.raises(Exception) as caught:  # noqa: PT011 its kind is open, its words are not
+    with pytest.raises(Exception) as caught:
         kb.matching_ids({"n": value})
     assert "damaged" not in str(caught.value)
 
@@ -481,7 +491,9 @@ def test_removing_chunks_takes_documents_and_sources_left_empty(kb: KnowledgeBas
     assert counts(kb) == {"sources": 0, "documents": 0, "chunks": 0, "vectors": 0}
 
 
-@pytest.mark.xfail(strict=True, reason="remove_chunks takes chunks of staged sources too, and resuming then skips wrongly")
+@pytest.mark.xfail(
+    strict=True, reason="remove_chunks takes chunks of staged sources too, and resuming then skips wrongly"
+)
 def test_removing_chunks_leaves_a_staged_version_alone(kb: KnowledgeBase) -> None:
     store(kb, "a", entry("a", "甲"))
     stage(kb, "a", entry("a", "甲"), entry("b", "乙"), state=SourceState(0, 1, 1, "next", "settings"))

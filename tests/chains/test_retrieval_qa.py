@@ -17,7 +17,7 @@ from langchain_core.language_models import BaseChatModel, FakeListChatModel, Gen
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnablePassthrough
+from langchain_core.runnables import RunnableGenerator, RunnableLambda, RunnableParallel, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from chains import KnowledgeBase, RagConfig, RetrievalQA, build_retrieval_qa, load_config
@@ -46,8 +46,8 @@ class CountingModel(BaseChatModel):
     """Answers in ten pieces, counts the pieces it made and the calls it got, keeps the prompts."""
 
     reply: str = "每年十天年假。[1]"
-    made: list[str] = []
-    prompts: list[list[BaseMessage]] = []
+    made: list[str]
+    prompts: list[list[BaseMessage]]
 
     @property
     def _llm_type(self) -> str:
@@ -73,7 +73,7 @@ class CountingModel(BaseChatModel):
         self.prompts.append(messages)
         for character in self.reply:
             self.made.append(character)
-            chunk = ChatGenerationChunk(message=AIMessageChunk(character))
+            chunk = ChatGenerationChunk(message=AIMessageChunk(content=character))
             if run_manager:
                 run_manager.on_llm_new_token(character, chunk=chunk)
             yield chunk
@@ -253,7 +253,7 @@ def test_a_question_that_streams_into_the_chain_is_one_question(qa: RetrievalQA)
         for question in questions:
             yield from question
 
-    pieces = list((RunnablePassthrough() | letters | qa).stream(SPEED))
+    pieces = list((RunnableGenerator(letters) | qa).stream(SPEED))
     assert [piece["query"] for piece in pieces if "query" in piece] == [SPEED]
 
 
@@ -333,7 +333,7 @@ def test_choices_combine(build: Callable[..., RetrievalQA]) -> None:
 def test_top_k_holds_with_every_retriever_whichever_is_the_default(
     build: Callable[..., RetrievalQA], default: str, retriever: str
 ) -> None:
-    chosen = {"configurable": {"retriever": retriever, "top_k": 1}}
+    chosen: Any = {"configurable": {"retriever": retriever, "top_k": 1}}
     assert sources(build(f"retriever._type={default}").invoke("工牌遗失", chosen)) == ["badge.txt"]
 
 
@@ -556,7 +556,9 @@ def test_an_error_reaches_the_handler(qa: RetrievalQA) -> None:
 def test_tags_metadata_and_run_id_reach_the_parts(build: Callable[..., RetrievalQA]) -> None:
     class Tags(BaseCallbackHandler):
         run_inline = True
-        tags: list[list[str]] = []
+
+        def __init__(self) -> None:
+            self.tags: list[list[str]] = []
 
         def on_retriever_start(self, *args: Any, **kwargs: Any) -> None:
             self.tags.append(kwargs["tags"])
@@ -583,6 +585,17 @@ def test_a_question_the_documents_do_not_answer_is_refused_without_asking_the_ge
     assert (output["refused"], output["citations"]) == (True, [])
     assert model.prompts == []
     assert model.made == []
+
+
+@pytest.mark.xfail(strict=True, reason="a model that says nothing visible leaves the dictionary without `result`")
+@pytest.mark.parametrize("nothing", [" ", "\n \n", "<think>年假？</think>"])
+async def test_every_key_is_there_when_the_generator_says_nothing(
+    build: Callable[..., RetrievalQA], nothing: str
+) -> None:
+    qa = build(llm=counting(nothing))
+    for output in (qa.invoke(LEAVE), await qa.ainvoke(LEAVE)):
+        assert set(output) == {"query", "source_documents", "result", "citations", "refused"}
+        assert output["refused"] is True
 
 
 def test_refusal_speaks_the_configured_language(build: Callable[..., RetrievalQA]) -> None:
@@ -658,7 +671,14 @@ def test_the_longest_question_is_the_limit_itself(build: Callable[..., Retrieval
 
 @pytest.mark.parametrize(
     "question",
-    ["年假\udcff有几天？", "年假\x00有几天？", "年假\u2028有几天？", "年假有几天？' OR 1=1 --", 'text:"年假" AND *', "年假 \\ [ ( ^2"],
+    [
+        "年假\udcff有几天？",
+        "年假\x00有几天？",
+        "年假\u2028有几天？",
+        "年假有几天？' OR 1=1 --",
+        'text:"年假" AND *',
+        "年假 \\ [ ( ^2",
+    ],
 )
 def test_odd_characters_in_a_question_do_no_harm(qa: RetrievalQA, question: str) -> None:
     assert sources(qa.invoke(question))[0] == "leave.md"
@@ -786,13 +806,13 @@ async def test_closing_the_async_stream_stops_the_generator(build: Callable[...,
 def test_an_error_of_the_generator_comes_after_its_pieces(build: Callable[..., RetrievalQA]) -> None:
     class Failing(CountingModel):
         def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
-            yield ChatGenerationChunk(message=AIMessageChunk("十"))
+            yield ChatGenerationChunk(message=AIMessageChunk(content="十"))
             raise ConnectionError("server gone")
 
     pieces = []
     with pytest.raises(RagProjError, match="server gone"):
-        for piece in build(llm=Failing()).stream(LEAVE):
-            pieces.append(piece)  # noqa: PERF402 what came before the error counts
+        for piece in build(llm=Failing(made=[], prompts=[])).stream(LEAVE):
+            pieces.append(piece)
     assert [piece.get("result") for piece in pieces] == [None, "十"]
 
 
