@@ -11,6 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict
 
@@ -70,6 +71,16 @@ class Answerer(RunnableSerializable[AnswerInput, AddableDict]):
         for piece in self.stream(input, config, **kwargs):
             answer = answer + piece
         return answer
+
+    async def astream(
+        self,
+        input: AnswerInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AddableDict]:
+        """As `stream`."""
+        for piece in await run_in_executor(config, lambda: list(self.stream(input, config, **kwargs))):
+            yield piece
 
     def condense(self, question: str, history: Sequence[BaseMessage], config: RunnableConfig) -> str:
         """The question as one that can be searched for without the conversation."""
@@ -139,7 +150,7 @@ class ChatModelAnswerer(Answerer):
                     yield AddableDict({"result": piece})
         except errors as error:
             raise describe_server_error(error, self.model) from error
-        yield self._closing(text, complete, input["passages"])
+        yield from self._closing(text, complete, input["passages"])
 
     async def astream(
         self,
@@ -158,7 +169,8 @@ class ChatModelAnswerer(Answerer):
                     yield AddableDict({"result": piece})
         except errors as error:
             raise describe_server_error(error, self.model) from error
-        yield self._closing(text, complete, input["passages"])
+        for closing in self._closing(text, complete, input["passages"]):
+            yield closing
 
     def condense(self, question: str, history: Sequence[BaseMessage], config: RunnableConfig) -> str:
         """The question rewritten by the model; as it is where the model returns nothing."""
@@ -179,13 +191,16 @@ class ChatModelAnswerer(Answerer):
         user = ANSWER_USER[self.language].format(references=references, question=inputs["question"])
         return [SystemMessage(ANSWER_SYSTEM[self.language]), HumanMessage(user)]
 
-    def _closing(self, text: str, complete: bool, passages: Sequence[Document]) -> AddableDict:
+    def _closing(self, text: str, complete: bool, passages: Sequence[Document]) -> Iterator[AddableDict]:
         # an OpenAI-compatible server says why it stopped; other models do not all tell
         if not complete and isinstance(self.model, ChatModelConfig) and self.model.model_provider == "openai":
             raise broke_off(self.model)
         said = CITATION_MARK.sub("", text).replace(REFUSAL[self.language], "")
+        if not text.strip():
+            yield from refusal(self.language)
+            return
         refused = not said.strip(" \n。.")
-        return AddableDict({"citations": [] if refused else cited(text, passages), "refused": refused})
+        yield AddableDict({"citations": [] if refused else cited(text, passages), "refused": refused})
 
 
 def _is_last(chunk: BaseMessage) -> bool:

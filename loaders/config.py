@@ -50,8 +50,9 @@ class Config(BaseModel):
         filled = dict(data)
         for name, field in cls.model_fields.items():
             section = data.get(field.alias or name)
-            open_section = isinstance(section, dict) and "_type" not in section
-            if field.discriminator and open_section and not field.is_required():
+            if not isinstance(section, dict) or "_type" in section:
+                continue
+            if field.discriminator and not field.is_required():
                 default = field.get_default(call_default_factory=True, validated_data={})
                 if set(section) <= _field_names(type(default)):
                     filled[field.alias or name] = {"_type": default.type, **section}

@@ -25,7 +25,7 @@ def serve(arguments: argparse.Namespace) -> int:
     for key in ("host", "port"):
         value = getattr(arguments, key)
         if value is not None:
-            arguments.overrides = [*arguments.overrides, f"server.{key}={value}"]
+            arguments.overrides = [*arguments.overrides, f"server.{key}={json.dumps(value)}"]
     config = _config(arguments)
     host, port = config.server.host, config.server.port
     password = os.environ.get("RAGPROJ_PASSWORD") or _secret(config)

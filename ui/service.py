@@ -19,7 +19,7 @@ from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor, Progress
 from chains.retrieval_qa import RetrievalQA, build_retrieval_qa, build_vectorstore
 from loaders.errors import RagProjError
-from ui.streams import cancellable
+from ui.streams import EventLoopThread
 from ui.views import Passage, SourceRow
 
 # Characters of the document shown on either side of a quote.
@@ -44,6 +44,7 @@ class RagService:
             FingerprintError: another embedder made its vectors.
         """
         self.config = config
+        self._loop = EventLoopThread()
         self.store = build_vectorstore(config, embeddings, create=create)
         self.knowledge_base = self.store.knowledge_base
         self.fulltext = FullTextIndex(self.knowledge_base)
@@ -52,7 +53,8 @@ class RagService:
         self._files = Path(os.path.abspath(self.knowledge_base.path)) / "files"  # noqa: PTH100
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database and end what still runs."""
+        self._loop.close()
         self.knowledge_base.close()
 
     def stream(
@@ -72,7 +74,7 @@ class RagService:
         messages = [message for q, a in history for message in (HumanMessage(q), AIMessage(a))]
         chosen = {key: value for key, value in (("llm", llm), ("top_k", top_k)) if value is not None}
         pieces = self.qa.astream({"query": question, "chat_history": messages}, {"configurable": chosen})
-        return cancellable(pieces, stop)
+        return self._loop.iterate(pieces, stop)
 
     def generators(self) -> list[tuple[str, str]]:
         """The generators to choose from as (label, key), the default first."""

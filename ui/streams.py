@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -14,30 +13,50 @@ T = TypeVar("T")
 _LOOK_S = 0.05  # how often `stop` is looked at while nothing comes
 
 
-def cancellable(pieces: AsyncIterator[T], stop: threading.Event) -> Iterator[T]:
-    """The pieces, as they come; ends when they do, when `stop` is set, or when the caller closes the iterator.
+class EventLoopThread:
+    """One event loop in a thread of its own, started on first use.
 
-    Ending early cancels the task that produces them. Its exceptions are raised here.
+    One for all streams of a service: a model's client keeps its connections open in the loop they were made in.
     """
-    arrived: queue.Queue[T | _End] = queue.Queue()
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(_pump(pieces, arrived))
-    thread = threading.Thread(target=_run, args=(loop, task), daemon=True, name="answer")
-    thread.start()
-    try:
-        while not stop.is_set():
-            try:
-                piece = arrived.get(timeout=_LOOK_S)
-            except queue.Empty:
-                continue
-            if isinstance(piece, _End):
-                if piece.error is not None:
-                    raise piece.error
-                return
-            yield piece
-    finally:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: it has ended by itself
-            loop.call_soon_threadsafe(task.cancel)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def close(self) -> None:
+        """End the thread; streams that still run are cancelled."""
+        with self._lock:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop = None
+
+    def iterate(self, pieces: AsyncIterator[T], stop: threading.Event) -> Iterator[T]:
+        """The pieces, as they come; ends when they do, when `stop` is set, or when the caller closes the iterator.
+
+        Ending early cancels the task that produces them. Its exceptions are raised here.
+        """
+        arrived: queue.Queue[T | _End] = queue.Queue()
+        task = asyncio.run_coroutine_threadsafe(_pump(pieces, arrived), self._started())
+        try:
+            while not stop.is_set():
+                try:
+                    piece = arrived.get(timeout=_LOOK_S)
+                except queue.Empty:
+                    continue
+                if isinstance(piece, _End):
+                    if piece.error is not None:
+                        raise piece.error
+                    return
+                yield piece
+        finally:
+            task.cancel()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_run, args=(self._loop,), daemon=True, name="answers").start()
+            return self._loop
 
 
 class _End:
@@ -48,19 +67,24 @@ class _End:
 
 
 async def _pump(pieces: AsyncIterator[T], arrived: queue.Queue[T | _End]) -> None:
+    end = _End()
     try:
         async for piece in pieces:
             arrived.put(piece)
     except Exception as error:  # noqa: BLE001 handed on to the thread that asked, whatever it is
-        arrived.put(_End(error))
-    else:
-        arrived.put(_End())
-
-
-def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-    """Run the task to its end or cancellation, then what it left open in the loop."""
-    try:
-        loop.run_until_complete(asyncio.wait([task]))
-        loop.run_until_complete(loop.shutdown_asyncgens())
+        end = _End(error)
     finally:
+        arrived.put(end)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped, then end what is left in it."""
+    try:
+        loop.run_forever()
+    finally:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()

@@ -587,7 +587,6 @@ def test_a_question_the_documents_do_not_answer_is_refused_without_asking_the_ge
     assert model.made == []
 
 
-@pytest.mark.xfail(strict=True, reason="a model that says nothing visible leaves the dictionary without `result`")
 @pytest.mark.parametrize("nothing", [" ", "\n \n", "<think>年假？</think>"])
 async def test_every_key_is_there_when_the_generator_says_nothing(
     build: Callable[..., RetrievalQA], nothing: str

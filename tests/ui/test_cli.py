@@ -633,7 +633,6 @@ def test_serve_beyond_this_machine_needs_a_password(
     assert not (tmp_path / "kb").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="`--host ::` is read as YAML: a mapping, not an address")
 def test_serve_on_every_ipv6_address_needs_a_password_too(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

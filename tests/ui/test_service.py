@@ -345,9 +345,6 @@ def test_a_citation_that_was_tampered_with_opens_nothing(
 # -- asking --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the extractive answerer has no astream: result, citations and refused come in one piece"
-)
 def test_a_stream_is_the_chains(service: RagService, leave: Path) -> None:
     service.upload([leave], quiet)
     pieces = list(service.stream(LEAVE, [], llm=None, top_k=None, stop=threading.Event()))
@@ -491,12 +488,10 @@ def served(tmp_path: Path, leave: Path) -> Generator[RagService, None, None]:
 LOOP_CLOSED = "every question has an event loop of its own; the client's open connections belong to a closed one"
 
 
-@pytest.mark.xfail(strict=True, reason=LOOP_CLOSED)
 def test_a_server_answers_question_after_question(served: RagService) -> None:
     assert [answer(served)["result"] for _ in range(4)] == ["十天。"] * 4
 
 
-@pytest.mark.xfail(strict=True, reason=LOOP_CLOSED)
 def test_a_server_answers_several_threads_again_and_again(served: RagService) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert [output["result"] for output in pool.map(lambda _: answer(served), range(12))] == ["十天。"] * 12
