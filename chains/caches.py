@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import time
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"RAGPROJ-CACHE-2\n"
+_ABANDONED_S = 3600
 _CRC_DIGITS = 8  # of the checksum, in hexadecimal, on a line of its own behind the magic
 
 
@@ -23,14 +26,27 @@ def write_cache(path: Path, header: Mapping[str, Any], payload: bytes) -> None:
     """
     body = json.dumps(header).encode() + b"\n"
     checksum = zlib.crc32(payload, zlib.crc32(body))
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    with beside(path) as temporary, temporary.open("wb") as file:
+        file.write(_MAGIC + f"{checksum:0{_CRC_DIGITS}x}\n".encode() + body)
+        file.write(payload)
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A path to write to, that takes the place of `path` when all went well.
+
+    What a killed process left there an hour ago or more is cleared away.
+    """
+    for left in path.parent.glob(f".{path.name}-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                left.unlink()
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with beside.open("wb") as file:
-            file.write(_MAGIC + f"{checksum:0{_CRC_DIGITS}x}\n".encode() + body)
-            file.write(payload)
-        beside.replace(path)
+        yield temporary
+        temporary.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

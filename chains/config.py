@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
+from chains.faiss_index import FaissConfig
 from chains.prompts import Language
-from chains.vectorstores import FaissConfig
 from loaders.config import Config, apply_overrides, read_yaml
 from loaders.documents import LoaderConfig
 from loaders.splitters import SplitterConfig

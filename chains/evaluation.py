@@ -110,7 +110,8 @@ def evaluate(
     answers: list[dict[str, float]] = []
     for question in progress(asked):
         if question.gold:
-            ranked = [_passage_id(document) for document in qa.retriever.invoke(question.question, many)]  # type: ignore[arg-type]
+            gold = set(question.gold)
+            ranked = [_passage_id(document, gold) for document in qa.retriever.invoke(question.question, many)]  # type: ignore[arg-type]
             retrieval.append(_retrieval_scores(ranked, question.gold))
         if question.answers and not retrieval_only:
             answers.append(_answer_scores(qa.invoke({"query": question.question}), question.answers))
@@ -120,9 +121,14 @@ def evaluate(
     return report
 
 
-def _passage_id(document: Document) -> str:
-    """What gold ids name: the record's own id, or the source where it has none."""
-    return str(document.metadata.get("id") or document.metadata.get("source"))
+def _passage_id(document: Document, gold: set[str]) -> str:
+    """What gold ids name: the record's own id, or the source where it has none.
+
+    Of records with the same text, stored as one, the gold one.
+    """
+    holders = [document.metadata, *document.metadata.get("also_in", [])]
+    ids = [str(holder.get("id") or holder.get("source")) for holder in holders]
+    return next((identifier for identifier in ids if identifier in gold), ids[0])
 
 
 def _retrieval_scores(ranked: Sequence[str], gold: Sequence[str]) -> dict[str, float]:

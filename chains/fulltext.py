@@ -65,6 +65,25 @@ class FullTextIndex:
             fetch = min(fetch * 8, searcher.num_docs)
         return []
 
+    def ids(self) -> Ids:
+        """Ids of the chunks it finds, ascending."""
+        import tantivy
+
+        with self._lock:
+            self._refresh(wait_s=60.0)
+            if self._index is None:
+                return np.zeros(0, np.int64)
+            searcher = self._index.searcher()
+        if not searcher.num_docs:
+            return np.zeros(0, np.int64)
+        hits = searcher.search(tantivy.Query.all_query(), searcher.num_docs, count=False).hits
+        return np.sort(np.array([searcher.doc(address)["id"][0] for _, address in hits], np.int64))
+
+    @staticmethod
+    def has_terms(text: str) -> bool:
+        """Whether a text has anything to search for."""
+        return bool(terms(text))
+
     def save_cache(self) -> None:
         """Bring the index up to date, so that the next question does not have to."""
         with self._lock:

@@ -19,11 +19,12 @@ from langchain_core.documents import Document
 
 from chains.embeddings import Vectors, count_tokens, embed_documents, max_tokens
 from chains.fulltext import FullTextIndex
-from chains.knowledge_base import Generation, NewChunk, NewDocument, SourceState, Writer
+from chains.knowledge_base import Generation, SourceState
+from chains.knowledge_base_writer import NewChunk, NewDocument, Writer, content_hash
 from chains.vectorstores import FaissVectorStore
 from loaders.documents import LoaderConfig, check_path, find_files, load_documents
 from loaders.errors import LoadError, RagProjError
-from loaders.splitters import SplitterConfig, context_lines, embedding_text, split_document
+from loaders.splitters import SplitterConfig, split_document
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Ingestor:
         self,
         paths: Sequence[Path],
         *,
+        sync: bool = False,
         progress: Progress = lambda done, total, name: None,
         stop: threading.Event | None = None,
     ) -> IngestReport:
@@ -100,6 +102,7 @@ class Ingestor:
 
         Args:
             paths: files and folders.
+            sync: also remove what was ingested from these folders and is not there any more.
             progress: called with files done, files in all, and the name of the one being read.
             stop: set it to end after the batch in hand; the report then covers the finished files.
 
@@ -108,22 +111,38 @@ class Ingestor:
         """
         started = time.monotonic()
         report = IngestReport()
-        # absolute, so that a source has one name wherever the command runs
-        found = find_files([Path(os.path.abspath(path)) for path in paths])  # noqa: PTH100 resolve() follows links
+        found = find_files([_absolute(path) for path in paths])
         files = [path for path in found.files if not self._is_own(path)]
         failures = [*found.errors, *_unsupported(path for path in found.unsupported if not self._is_own(path))]
         report.failed += [_failure(path, error) for path, error in failures]
+        run = _Run(progress, stop, len(files))
         try:
-            for done, path in enumerate(files):
-                progress(done, len(files), path.name)
-                self._ingest_reporting(path, report, stop)
+            for run.done, path in enumerate(files):
+                run.check()
+                run.report(path.name)
+                self._ingest_reporting(path, report, run)
+            if sync:
+                unreadable = [path for path, _ in found.errors]
+                report.removed = self._remove_gone(paths, set(files), unreadable)
         except StoppedError:
-            logger.info("stopped after %d of %d files", done, len(files))
+            logger.info("stopped after %d of %d files", run.done, len(files))
         finally:
             self.save_caches()
         progress(len(files), len(files), "")
         report.seconds = round(time.monotonic() - started, 3)
         return report
+
+    def _remove_gone(self, paths: Sequence[Path], files: set[Path], unreadable: Sequence[Path]) -> int:
+        """Remove sources that came from the folders and are not among the files; nothing below what cannot be read."""
+        folders = [_absolute(path) for path in paths if path.is_dir()]
+        gone = [
+            source
+            for source in self._kb.file_sources()
+            if Path(source) not in files
+            and any(Path(source).is_relative_to(folder) for folder in folders)
+            and not any(Path(source).is_relative_to(path) for path in unreadable)
+        ]
+        return self._kb.writer().remove_sources(gone) if gone else 0
 
     def _is_own(self, path: Path) -> bool:
         """Whether a file belongs to the knowledge base itself, which may lie in the folder; uploads are documents."""
@@ -135,56 +154,82 @@ class Ingestor:
         self._store.save_cache()
         self._fulltext.save_cache()
 
-    def _ingest_reporting(self, path: Path, report: IngestReport, stop: threading.Event | None) -> None:
+    def _ingest_reporting(self, path: Path, report: IngestReport, run: _Run) -> None:
         try:
-            outcome, chunks = self._ingest_file(path, stop)
+            outcome, chunks = self._ingest_file(path, run)
         except LoadError as error:
             report.failed.append(_failure(path, error))
             return
         setattr(report, outcome, getattr(report, outcome) + 1)
         report.chunks += chunks
 
-    def _ingest_file(self, path: Path, stop: threading.Event | None) -> tuple[str, int]:
+    def _ingest_file(self, path: Path, run: _Run) -> tuple[str, int]:
         """("added" | "updated" | "unchanged", chunks stored)."""
         source = str(path)
         state = _file_state(path, self._settings)
-        known = self._kb.source_state(source)
-        if known is not None and known.settings == self._settings:
-            if (known.size, known.mtime_ns) == (state.size, state.mtime_ns):
-                return "unchanged", 0
-            state = _with_hash(path, state)
-            if known.sha256 == state.sha256:
-                with self._kb.writing() as writer:
-                    writer.touch(known.id, state)
-                return "unchanged", 0
+        if self._is_unchanged(source, state):
+            return "unchanged", 0
         state = _with_hash(path, state)
-        with self._kb.writing() as writer:
-            return "added" if known is None else "updated", self._write(writer, path, state, stop)
+        with self._kb.claimed(source):
+            known = self._kb.source_state(source)
+            if known is not None and (known.sha256, known.settings) == (state.sha256, state.settings):
+                self._kb.writer().touch(known.id, state)
+                return "unchanged", 0
+            self._write(path, state, run)
+        return "added" if known is None else "updated", len(self._kb.chunk_ids_of(source))
 
-    def _write(self, writer: Writer, path: Path, state: SourceState, stop: threading.Event | None) -> int:
-        """Parse, split, embed and store one file; it becomes visible at the end, whole."""
+    def _is_unchanged(self, source: str, state: SourceState) -> bool:
+        known = self._kb.source_state(source)
+        return known is not None and (known.size, known.mtime_ns, known.settings) == (
+            state.size,
+            state.mtime_ns,
+            state.settings,
+        )
+
+    def _write(self, path: Path, state: SourceState, run: _Run) -> None:
+        """Parse, split, store and embed one file; it becomes visible at the end, whole.
+
+        A run that is stopped or dies leaves what it stored and embedded, to be taken up by the next one.
+        """
         documents = load_documents(path, self._loader)
         first = next(documents)  # an unreadable file fails before anything is written
-        generation = self._store.ensure_generation(writer)
+        generation = self._store.ensure_generation()
+        writer = self._kb.writer()
         source_id, stored = writer.begin_source(str(path), state)
-        reusable = self._stored_vectors(str(path), generation)
-        chunks = 0
         remaining = itertools.islice(itertools.chain([first], documents), stored, None)
-        for batch in _batches((document, self._split(document)) for document in remaining):
-            if stop is not None and stop.is_set():
-                raise StoppedError
-            rows = [chunk for _, parts in batch for chunk in parts]
-            vectors = self._embed(rows, reusable, generation)
-            entries = [
-                NewDocument(_title(document), document.page_content, _new_chunks(parts)) for document, parts in batch
-            ]
-            writer.add_documents(source_id, entries, generation.id, vectors)
-            chunks += len(rows)
+        for batch in _batches(self._new_document(document) for document in remaining):
+            run.check()
+            writer.add_documents(source_id, batch)
+        self._embed(writer, source_id, path, generation, run)
         writer.activate(source_id)
-        return chunks
 
-    def _split(self, document: Document) -> list[Document]:
-        return split_document(document, self._splitter, lambda text: count_tokens(self._store.embeddings, text))
+    def _new_document(self, document: Document) -> NewDocument:
+        metadata = {key: value for key, value in document.metadata.items() if key != "marks"}
+        title = str(metadata.get("title", ""))
+        # a title taken from the file's name is not part of the content: a copy under another name is the same
+        own_title = "" if title == Path(str(metadata.get("source", ""))).stem else title
+        text, marks = document.page_content, document.metadata.get("marks", [])
+        identity = content_hash(self._settings, own_title, text, marks)
+        chunks = split_document(document, self._splitter, self._count_tokens)
+        new = [_new_chunk(chunk, identity, set(metadata)) for chunk in chunks]
+        return NewDocument(identity, title, text, metadata, new)
+
+    def _count_tokens(self, text: str) -> int:
+        return count_tokens(self._store.embeddings, text)
+
+    def _embed(self, writer: Writer, source_id: int, path: Path, generation: Generation, run: _Run) -> None:
+        """Give every chunk of a staged source its vector: the one its text had before, or a new one."""
+        missing = self._kb.without_vector(generation.id, source_id=source_id)
+        known = self._stored_vectors(str(path), generation) if len(missing) else {}
+        for start in range(0, len(missing), _BATCH_CHUNKS):
+            run.check()
+            if len(missing) > _BATCH_CHUNKS:
+                run.report(f"{path.name} {start}/{len(missing)}")
+            texts = dict(self._kb.index_texts(missing[start : start + _BATCH_CHUNKS]))
+            new = [text for text in dict.fromkeys(texts.values()) if text not in known]
+            fresh = dict(zip(new, embed_documents(self._store.embeddings, new), strict=True))
+            vectors = np.array([known[text] if text in known else fresh[text] for text in texts.values()], np.float32)
+            writer.add_vectors(generation.id, np.array(list(texts), np.int64), vectors)
 
     def _stored_vectors(self, source: str, generation: Generation) -> dict[str, Vectors]:
         """Vectors the stored version of a source already has, by the text they were made of."""
@@ -194,18 +239,53 @@ class Ingestor:
             texts[int(i)]: vector
             for batch, vectors in self._kb.vectors(generation.id, ids)
             for i, vector in zip(batch, vectors, strict=True)
+            if int(i) in texts
         }
 
-    def _embed(self, chunks: Sequence[Document], reusable: dict[str, Vectors], generation: Generation) -> Vectors:
-        texts = [embedding_text(chunk) for chunk in chunks]
-        vectors = np.zeros((len(texts), generation.dimensions), np.float32)
-        missing = [row for row, text in enumerate(texts) if text not in reusable]
-        if missing:
-            vectors[missing] = embed_documents(self._store.embeddings, [texts[row] for row in missing])
-        for row, text in enumerate(texts):
-            if text in reusable:
-                vectors[row] = reusable[text]
-        return vectors
+
+class _Run:
+    """One ingest on its way: where it stands, and whether it shall go on."""
+
+    def __init__(self, progress: Progress, stop: threading.Event | None, total: int) -> None:
+        self._progress, self._stop = progress, stop
+        self.done, self.total = 0, total
+
+    def report(self, name: str) -> None:
+        """Tell what is being read."""
+        self._progress(self.done, self.total, name)
+
+    def check(self) -> None:
+        """Raise `StoppedError` when the user wants to stop."""
+        if self._stop is not None and self._stop.is_set():
+            raise StoppedError
+
+
+def _absolute(path: Path) -> Path:
+    """The path as sources are named: the same wherever the command runs, links as they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 resolve() would follow links
+
+
+def _fit(config: SplitterConfig, limit: int | None) -> SplitterConfig:
+    """The splitter's config with a chunk no longer than the embedder sees, title and headings included."""
+    if limit is None or config.chunk_size + _CONTEXT_TOKENS <= limit:
+        return config
+    size = max(16, limit - _CONTEXT_TOKENS)
+    logger.warning("chunk_size %d reduced to %d: the embedder sees %d tokens", config.chunk_size, size, limit)
+    return config.model_copy(update={"chunk_size": size, "chunk_overlap": min(config.chunk_overlap, size // 4)})
+
+
+def _batches(documents: Iterable[NewDocument]) -> Iterator[list[NewDocument]]:
+    """Documents gathered until they have enough chunks for a transaction."""
+    batch: list[NewDocument] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.chunks)
+        if size >= _BATCH_CHUNKS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _failure(path: Path, error: LoadError) -> dict[str, str]:
@@ -221,47 +301,12 @@ def _unsupported(paths: Iterable[Path]) -> Iterator[tuple[Path, LoadError]]:
             yield path, error
 
 
-def _fit(config: SplitterConfig, limit: int | None) -> SplitterConfig:
-    """The splitter's config with a chunk no longer than the embedder sees, title and headings included."""
-    if limit is None or config.chunk_size + _CONTEXT_TOKENS <= limit:
-        return config
-    size = max(16, limit - _CONTEXT_TOKENS)
-    logger.warning("chunk_size %d reduced to %d: the embedder sees %d tokens", config.chunk_size, size, limit)
-    return config.model_copy(update={"chunk_size": size, "chunk_overlap": min(config.chunk_overlap, size // 4)})
-
-
-def _batches(
-    split: Iterable[tuple[Document, list[Document]]],
-) -> Iterator[list[tuple[Document, list[Document]]]]:
-    """Documents with their chunks, gathered until a batch has enough chunks."""
-    batch: list[tuple[Document, list[Document]]] = []
-    size = 0
-    for document, chunks in split:
-        batch.append((document, chunks))
-        size += len(chunks)
-        if size >= _BATCH_CHUNKS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _new_chunks(chunks: Iterable[Document]) -> list[NewChunk]:
-    return [
-        NewChunk(_chunk_key(chunk), chunk.metadata["start"], chunk.metadata["end"], chunk.page_content, chunk.metadata)
-        for chunk in chunks
-    ]
-
-
-def _chunk_key(chunk: Document) -> str:
-    """A chunk's public id: the same for the same place and text of the same source, so that links to it last."""
-    metadata = chunk.metadata
-    place = json.dumps([metadata.get("source"), metadata.get("id"), metadata["start"], *context_lines(chunk)])
-    return hashlib.blake2b(f"{place}\n{chunk.page_content}".encode(), digest_size=16).hexdigest()
-
-
-def _title(document: Document) -> str:
-    return str(document.metadata.get("title", ""))
+def _new_chunk(chunk: Document, identity: str, shared: set[str]) -> NewChunk:
+    """A chunk as it is stored; its key is the same for the same place of the same content, so that links to it last."""
+    start, end = chunk.metadata["start"], chunk.metadata["end"]
+    key = hashlib.blake2b(f"{identity}:{start}:{end}".encode(), digest_size=16).hexdigest()
+    place = {name: value for name, value in chunk.metadata.items() if name not in shared}
+    return NewChunk(key, start, end, chunk.page_content, place)
 
 
 def _file_state(path: Path, settings: str) -> SourceState:

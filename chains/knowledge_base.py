@@ -1,74 +1,57 @@
 """The knowledge base: one SQLite database that is the truth; every index is a cache derived from it.
 
-Layout of the directory: `kb.sqlite` (WAL), `write.lock`, the caches `faiss.index` and `fulltext/`, and `files/` for
-documents uploaded through the page.
+Layout of the directory: `kb.sqlite` (WAL), `locks/`, the caches `faiss-*` and `fulltext*`, and `files/` for documents
+uploaded through the page.
 
-A source (a file, or whatever Python callers name) holds documents (one, or one a record); a document is cut into
-chunks; each chunk has one vector in each generation. A source is written in batches under an inactive row that no
-reader sees and switched on in one transaction, which also drops what it replaces: a crash leaves the old version whole
-and the new one ready to be resumed. Chunk ids are never used again, so a cache is current when it holds exactly the
-ids that are active here.
+A source (a file, or whatever Python callers name) holds documents: one, or one a record. Documents with the same text
+share one content, which is cut into chunks and embedded once; each chunk has one vector in each generation. A source
+is written in batches under an inactive row that no reader sees and switched on in one transaction, which also drops
+what it replaces: a crash leaves the old version whole and the new one ready to be resumed. A chunk id never stands for
+another text, so a cache is current when it holds exactly the ids that are active here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import sqlite3
 import threading
-import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 from langchain_core.documents import Document
 
+from chains import schema
 from chains.embeddings import Vectors
 from loaders.errors import RagProjError, UsageError
 from loaders.splitters import embedding_text
 
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x52414750  # "RAGP"
+if TYPE_CHECKING:
+    from chains.knowledge_base_writer import Writer
+
 Ids = npt.NDArray[np.int64]
-Run = Callable[..., sqlite3.Cursor]
 MetadataFilter = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
 
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE revisions (id INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL);
-CREATE TABLE generations (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, fingerprint TEXT NOT NULL, dimensions INTEGER NOT NULL, probe BLOB NOT NULL,
-    created TEXT NOT NULL
-);
-CREATE TABLE sources (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, active INTEGER NOT NULL, size INTEGER, mtime_ns INTEGER,
-    sha256 TEXT, settings TEXT, added TEXT NOT NULL
-);
-CREATE UNIQUE INDEX sources_active ON sources (source) WHERE active = 1;
-CREATE INDEX sources_name ON sources (source);
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, source_id INTEGER NOT NULL, title TEXT, text TEXT NOT NULL,
-    characters INTEGER NOT NULL
-);
-CREATE INDEX documents_source ON documents (source_id);
-CREATE TABLE chunks (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, source_id INTEGER NOT NULL, document_id INTEGER NOT NULL,
-    start INTEGER NOT NULL, end INTEGER NOT NULL, text TEXT NOT NULL, metadata TEXT NOT NULL
-);
-CREATE INDEX chunks_key ON chunks (key);
-CREATE INDEX chunks_source ON chunks (source_id);
-CREATE INDEX chunks_document ON chunks (document_id);
-CREATE TABLE vectors (key INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-"""
-# vectors.key = generation << 40 | chunk id: a rowid table keeps a vector within its page, a composite key would not
-_GENERATION_SHIFT = 40
-_REVISIONS_KEPT = 1000  # a cache further behind is rebuilt
+_LOCKS = 64  # for all sources together: a lock file each would never go away
 _BATCH = 500  # ids in one IN (...) list, well below SQLite's limit
+_VECTOR_BATCH = 4096
+
+# Contents that only sources in the making hold: their chunks are not visible yet.
+_HIDDEN = (
+    "SELECT content_id FROM documents WHERE source_id IN (SELECT id FROM sources WHERE active = 0)"
+    " EXCEPT SELECT content_id FROM documents WHERE source_id IN (SELECT id FROM sources WHERE active = 1)"
+)
+_CHUNK_COLUMNS = (
+    "SELECT c.id, c.key, s.source, d.id, c.start, c.end, c.text, d.metadata, c.metadata, t.title FROM chunks c"
+    " JOIN contents t ON t.id = c.content_id JOIN documents d ON d.content_id = c.content_id"
+    " JOIN sources s ON s.id = d.source_id AND s.active = 1"
+)
 
 
 class KnowledgeBaseError(RagProjError):
@@ -87,6 +70,8 @@ class Generation:
     fingerprint: str
     dimensions: int
     probe: Vectors
+    embedder: dict[str, Any] | None = None
+    """the embedder's section of the config; None for one passed from Python"""
 
 
 @dataclass(frozen=True)
@@ -113,28 +98,8 @@ class SourceState:
 
 
 @dataclass(frozen=True)
-class NewChunk:
-    """A chunk to be stored. `key` is its public id."""
-
-    key: str
-    start: int
-    end: int
-    text: str
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class NewDocument:
-    """A document to be stored, cut into its chunks."""
-
-    title: str
-    text: str
-    chunks: Sequence[NewChunk]
-
-
-@dataclass(frozen=True)
 class StoredChunk:
-    """A chunk as it is read back."""
+    """A chunk as it is read back, under one of the documents that hold it."""
 
     id: int
     key: str
@@ -144,6 +109,10 @@ class StoredChunk:
     end: int
     text: str
     metadata: dict[str, Any]
+    title: str
+    """the one it was embedded and indexed with"""
+    duplicates: tuple[dict[str, Any], ...] = ()
+    """metadata, with `source`, of further documents with the same text"""
 
     def document(self) -> Document:
         """The chunk as LangChain hands it around."""
@@ -170,10 +139,11 @@ class KnowledgeBase:
                     f"知识库 {self.path} 不存在；请先运行 ragproj ingest 文件夹 --kb {self.path}",
                     f"knowledge base {self.path} does not exist; first run ragproj ingest FOLDER --kb {self.path}",
                 )
-            with _translated(self.path):
+            with translated(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                with self._write_lock():
-                    self._create()
+                with self._creation_lock():
+                    if not self._is_created():  # another process may have been first
+                        schema.create(self._connection())
         self._check_version()
 
     def close(self) -> None:
@@ -189,194 +159,287 @@ class KnowledgeBase:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------------------------
 
     def revision(self) -> str:
         """A token that is new after every visible change; a cache made at the same token is current."""
-        row = self._query("SELECT token FROM revisions ORDER BY id DESC LIMIT 1").fetchone()
+        row = self._row("SELECT token FROM revisions ORDER BY id DESC LIMIT 1")
         return "" if row is None else str(row[0])
 
     def knows_revision(self, token: str) -> bool:
         """Whether a cache made at this token is an ancestor that can be caught up; else it belongs to another file."""
-        return self._query("SELECT 1 FROM revisions WHERE token = ?", token).fetchone() is not None
-
-    def setting(self, key: str) -> str | None:
-        """A stored setting, None where there is none."""
-        row = self._query("SELECT value FROM meta WHERE key = ?", key).fetchone()
-        return None if row is None else str(row[0])
+        return self._row("SELECT 1 FROM revisions WHERE token = ?", token) is not None
 
     def generation(self) -> Generation | None:
         """The generation that answers, None before anything was embedded."""
-        row = self._query(
-            "SELECT id, fingerprint, dimensions, probe FROM generations"
-            " WHERE id = (SELECT value FROM meta WHERE key = 'generation')"
-        ).fetchone()
-        return None if row is None else Generation(row[0], row[1], row[2], _from_blob(row[3]))
+        chosen = self._row("SELECT value FROM meta WHERE key = 'generation'")
+        return next((g for g in self.generations() if chosen is not None and g.id == int(chosen[0])), None)
+
+    def generations(self) -> list[Generation]:
+        """All generations, the one that answers, those being made and those kept, oldest first."""
+        rows = self._rows("SELECT id, fingerprint, dimensions, probe, embedder FROM generations ORDER BY id")
+        return [
+            Generation(number, name, dimensions, from_blob(probe), None if embedder is None else json.loads(embedder))
+            for number, name, dimensions, probe, embedder in rows
+        ]
+
+    def previous_generation(self) -> Generation | None:
+        """The generation that answered before the last switch, kept to go back to; None where there is none."""
+        chosen = self._row("SELECT value FROM meta WHERE key = 'previous_generation'")
+        return next((g for g in self.generations() if chosen is not None and g.id == int(chosen[0])), None)
 
     def sources(self) -> list[SourceInfo]:
         """All sources with their sizes, by name."""
-        rows = self._query(
-            "SELECT s.source, s.added, d.title, d.n, d.characters, COALESCE(c.n, 0) FROM sources s"
-            " JOIN (SELECT source_id, MIN(title) title, COUNT(*) n, SUM(characters) characters FROM documents"
-            "       GROUP BY source_id) d ON d.source_id = s.id"
-            " LEFT JOIN (SELECT source_id, COUNT(*) n FROM chunks GROUP BY source_id) c ON c.source_id = s.id"
-            " WHERE s.active = 1 ORDER BY s.source"
+        rows = self._rows(
+            "SELECT s.source, s.added, MIN(d.title), COUNT(*), COALESCE(SUM(c.n), 0), SUM(d.characters) FROM sources s"
+            " JOIN documents d ON d.source_id = s.id"
+            " LEFT JOIN (SELECT content_id, COUNT(*) n FROM chunks GROUP BY content_id) c USING (content_id)"
+            " WHERE s.active = 1 GROUP BY s.id ORDER BY s.source"
         )
         return [
             SourceInfo(source, title or Path(source).stem, documents, chunks, characters, added)
-            for source, added, title, documents, characters, chunks in rows
+            for source, added, title, documents, chunks, characters in rows
         ]
 
     def source_names(self) -> list[str]:
         """Names of all sources, sorted."""
-        return [name for (name,) in self._query("SELECT source FROM sources WHERE active = 1 ORDER BY source")]
+        return [name for (name,) in self._rows("SELECT source FROM sources WHERE active = 1 ORDER BY source")]
+
+    def file_sources(self) -> list[str]:
+        """Names of the sources that were read from files, sorted."""
+        rows = self._rows("SELECT source FROM sources WHERE active = 1 AND sha256 IS NOT NULL ORDER BY source")
+        return [name for (name,) in rows]
 
     def source_state(self, source: str) -> SourceState | None:
         """What was stored of a source's file, None where the source is not known."""
-        row = self._query(
+        row = self._row(
             "SELECT id, size, mtime_ns, sha256, settings FROM sources WHERE source = ? AND active = 1", source
-        ).fetchone()
+        )
         return None if row is None else SourceState(*row)
+
+    # -- chunks --------------------------------------------------------------------------------------------------
 
     def chunk_ids(self) -> Ids:
         """Ids of all active chunks, ascending, int64 (n,)."""
-        rows = self._query(
-            "SELECT id FROM chunks WHERE source_id NOT IN (SELECT id FROM sources WHERE active = 0) ORDER BY id"
-        )
-        return np.fromiter((row[0] for row in rows), np.int64)
+        rows = self._rows(f"SELECT id FROM chunks{self._visible()} ORDER BY id")
+        return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
     def chunk_ids_of(self, source: str) -> Ids:
         """Ids of one source's active chunks, ascending; empty where the source is not known."""
-        rows = self._query(
-            "SELECT id FROM chunks WHERE source_id IN (SELECT id FROM sources WHERE source = ? AND active = 1)"
-            " ORDER BY id",
+        rows = self._rows(
+            "SELECT id FROM chunks WHERE content_id IN (SELECT d.content_id FROM documents d JOIN sources s"
+            " ON s.id = d.source_id WHERE s.source = ? AND s.active = 1) ORDER BY id",
             source,
         )
-        return np.fromiter((row[0] for row in rows), np.int64)
+        return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
     def chunk_count(self) -> int:
         """Number of active chunks."""
-        row = self._query(
-            "SELECT COUNT(*) FROM chunks WHERE source_id NOT IN (SELECT id FROM sources WHERE active = 0)"
-        ).fetchone()
+        row = self._row(f"SELECT COUNT(*) FROM chunks{self._visible()}")
+        assert row is not None
         return int(row[0])
 
-    def chunks(self, ids: Iterable[int]) -> dict[int, StoredChunk]:
-        """Active chunks by id; ids that are gone are left out."""
-        return {chunk.id: chunk for chunk in self._chunks("c.id", [int(i) for i in ids])}
+    def chunks(self, ids: Iterable[int], condition: MetadataFilter | None = None) -> dict[int, StoredChunk]:
+        """Active chunks by id; ids that are gone are left out.
+
+        Args:
+            ids: of chunks.
+            condition: of several documents with the same text, take one that matches it.
+        """
+        return {chunk.id: chunk for chunk in self._chunks("c.id", [int(i) for i in ids], condition)}
 
     def chunks_by_key(self, keys: Sequence[str]) -> dict[str, StoredChunk]:
         """Active chunks by public id; unknown ones are left out."""
         return {chunk.key: chunk for chunk in self._chunks("c.key", list(keys))}
 
     def document_ids(self, ids: Iterable[int]) -> dict[int, int]:
-        """The document of each active chunk; ids that are gone are left out."""
+        """The content of each active chunk, as an id that chunks of one document share; ids that are gone left out."""
         found: dict[int, int] = {}
-        for part in _batches([int(i) for i in ids]):
-            rows = self._query(
-                "SELECT c.id, c.document_id FROM chunks c JOIN sources s ON s.id = c.source_id AND s.active = 1"
-                f" WHERE c.id IN ({_marks(part)})",
-                *part,
-            )
-            found.update(rows)
+        for part in batches([int(i) for i in ids]):
+            hidden = self._visible(" AND")
+            found.update(self._rows(f"SELECT id, content_id FROM chunks WHERE id IN ({marks(part)}){hidden}", *part))
         return found
 
     def neighbours(self, document_id: int) -> list[StoredChunk]:
         """All chunks of a document in text order."""
-        return sorted(self._chunks("c.document_id", [document_id]), key=lambda chunk: chunk.start)
+        row = self._row("SELECT content_id FROM documents WHERE id = ?", document_id)
+        chunks = [] if row is None else self._chunks("c.content_id", [row[0]])
+        return sorted(chunks, key=lambda chunk: chunk.start)
 
     def document_text(self, document_id: int) -> str | None:
         """The whole normalised text of a document, None where it is gone."""
-        row = self._query("SELECT text FROM documents WHERE id = ?", document_id).fetchone()
+        row = self._row(
+            "SELECT t.text FROM documents d JOIN contents t ON t.id = d.content_id WHERE d.id = ?", document_id
+        )
         return None if row is None else str(row[0])
 
     def index_texts(self, ids: Ids) -> Iterator[tuple[int, str]]:
-        """(chunk id, text to index: title, headings and the chunk itself) for the ids."""
-        for part in _batches([int(i) for i in ids]):
-            for chunk in self._chunks("c.id", part):
-                yield chunk.id, embedding_text(chunk.document())
+        """(chunk id, text to embed and index: title, headings and the chunk itself) for the ids, staged ones too."""
+        for part in batches([int(i) for i in ids]):
+            rows = self._rows(
+                "SELECT c.id, c.text, c.metadata, t.title FROM chunks c JOIN contents t ON t.id = c.content_id"
+                f" WHERE c.id IN ({marks(part)})",
+                *part,
+            )
+            for chunk_id, text, place, title in rows:
+                metadata = {"title": title, **json.loads(place)}
+                yield chunk_id, embedding_text(Document(page_content=text, metadata=metadata))
 
     def vectors(self, generation: int, ids: Ids) -> Iterator[tuple[Ids, Vectors]]:
         """Batches of (ids (n,), vectors (n, dimensions) float32) for the ids, ascending; without a vector left out."""
         wanted = np.sort(ids)
-        if not len(wanted):
+        if len(wanted) <= _BATCH:  # few among many: not everything between the first and the last
+            yield from self._vectors_of(generation, wanted)
             return
-        low = (generation << _GENERATION_SHIFT) + int(wanted[0])
-        high = (generation << _GENERATION_SHIFT) + int(wanted[-1])
-        rows = self._query("SELECT key, vector FROM vectors WHERE key BETWEEN ? AND ? ORDER BY key", low, high)
-        while batch := rows.fetchmany(4096):
-            found = np.array([row[0] for row in batch], np.int64) & ((1 << _GENERATION_SHIFT) - 1)
+        position, high = (vector_key(generation, int(wanted[end])) for end in (0, -1))
+        while position <= high:
+            batch = self._rows(
+                f"SELECT key, vector FROM vectors WHERE key BETWEEN ? AND ? ORDER BY key LIMIT {_VECTOR_BATCH}",
+                position,
+                high,
+            )
+            if not batch:
+                return
+            position = batch[-1][0] + 1
+            found = np.array([row[0] for row in batch], np.int64) & ((1 << schema.GENERATION_SHIFT) - 1)
             keep = np.isin(found, wanted, assume_unique=True)
             if keep.any():
                 blobs = b"".join(row[1] for row, kept in zip(batch, keep, strict=True) if kept)
-                yield found[keep], _from_blob(blobs).reshape(int(keep.sum()), -1)
+                yield found[keep], from_blob(blobs).reshape(int(keep.sum()), -1)
+
+    def _vectors_of(self, generation: int, ids: Ids) -> Iterator[tuple[Ids, Vectors]]:
+        keys = [vector_key(generation, int(i)) for i in ids]
+        rows = self._rows(f"SELECT key, vector FROM vectors WHERE key IN ({marks(keys)}) ORDER BY key", *keys)
+        if rows:
+            found = np.array([row[0] for row in rows], np.int64) & ((1 << schema.GENERATION_SHIFT) - 1)
+            yield found, from_blob(b"".join(row[1] for row in rows)).reshape(len(rows), -1)
+
+    def without_vector(self, generation: int, *, source_id: int | None = None) -> Ids:
+        """Ids of the chunks, staged ones too, that a generation has no vector of; of one source where given."""
+        where = (
+            "" if source_id is None else ("content_id IN (SELECT content_id FROM documents WHERE source_id = ?) AND ")
+        )
+        rows = self._rows(
+            f"SELECT id FROM chunks c WHERE {where}NOT EXISTS (SELECT 1 FROM vectors WHERE key = ? | c.id) ORDER BY id",
+            *([] if source_id is None else [source_id]),
+            vector_key(generation, 0),
+        )
+        return np.fromiter((row[0] for row in rows), np.int64, len(rows))
+
+    def integrity_problems(self) -> list[str]:
+        """What SQLite's own check finds, and rows that belong to nothing; empty when all is well."""
+        found = [str(row[0]) for row in self._rows("PRAGMA integrity_check(20)") if row[0] != "ok"]
+        for child, column, parent in (
+            ("documents", "source_id", "sources"),
+            ("documents", "content_id", "contents"),
+            ("chunks", "content_id", "contents"),
+        ):
+            count = self._number(f"SELECT COUNT(*) FROM {child} WHERE {column} NOT IN (SELECT id FROM {parent})")
+            if count:
+                found.append(f"{count} {child} without their {parent}")
+        unused = self._number("SELECT COUNT(*) FROM contents WHERE id NOT IN (SELECT content_id FROM documents)")
+        if unused:
+            found.append(f"{unused} contents without a document")
+        chunk = f"key & {(1 << schema.GENERATION_SHIFT) - 1}"
+        loose = self._number(f"SELECT COUNT(*) FROM vectors WHERE {chunk} NOT IN (SELECT id FROM chunks)")
+        if loose:
+            found.append(f"{loose} vectors without a chunk")
+        return found
+
+    def wrong_offsets(self) -> list[int]:
+        """Ids of chunks that are not their content's text at their offsets."""
+        wrong: list[int] = []
+        for (content,) in self._rows("SELECT id FROM contents ORDER BY id"):
+            row = self._row("SELECT text FROM contents WHERE id = ?", content)
+            text = "" if row is None else row[0]
+            chunks = self._rows("SELECT id, start, end, text FROM chunks WHERE content_id = ?", content)
+            wrong += [chunk for chunk, start, end, part in chunks if text[start:end] != part]
+        return wrong
 
     def matching_ids(self, condition: MetadataFilter) -> Ids:
-        """Ids of the active chunks whose metadata matches, ascending.
+        """Ids of the active chunks whose metadata, under any of their documents, matches; ascending.
 
         A mapping asks for equality; a list of values for any of them; a metadata list matches where it holds one.
         """
-        where = "source_id NOT IN (SELECT id FROM sources WHERE active = 0)"
+        where, parameters = "", []
+        for key, value in {} if callable(condition) else condition.items():
+            values = _allowed(key, value)
+            where += f" AND ({_holds('d.metadata', values)} OR {_holds('c.metadata', values)})"
+            parameters += [key, *values, key, *values]
+        rows = self._rows(
+            "SELECT c.id, d.metadata, c.metadata FROM chunks c JOIN documents d ON d.content_id = c.content_id"
+            f" JOIN sources s ON s.id = d.source_id AND s.active = 1{where} ORDER BY c.id",
+            *parameters,
+        )
         if callable(condition):
-            rows = self._query(f"SELECT id, metadata FROM chunks WHERE {where} ORDER BY id")
-            return np.fromiter((row[0] for row in rows if condition(json.loads(row[1]))), np.int64)
-        parameters: list[Any] = []
-        for key, value in condition.items():
-            allowed = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-            where += (
-                " AND EXISTS (SELECT 1 FROM json_each(metadata) field,"
-                " json_each(CASE field.type WHEN 'array' THEN field.value ELSE json_array(field.value) END) entry"
-                f" WHERE field.key = ? AND entry.value IN ({_marks(allowed)}))"
-            )
-            parameters += [key, *(_comparable(key, entry) for entry in allowed)]
-        rows = self._query(f"SELECT id FROM chunks WHERE {where} ORDER BY id", *parameters)
-        return np.fromiter((row[0] for row in rows), np.int64)
+            rows = [row for row in rows if condition({**json.loads(row[1]), **json.loads(row[2])})]
+        return np.unique(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
+
+    def _visible(self, before: str = " WHERE") -> str:
+        """A condition on `chunks`; none where nothing is in the making, which is nearly always."""
+        if self._row("SELECT 1 FROM sources WHERE active = 0 LIMIT 1") is None:
+            return ""
+        return f"{before} content_id NOT IN ({_HIDDEN})"
+
+    def _chunks(self, column: str, values: list[Any], condition: MetadataFilter | None = None) -> Iterator[StoredChunk]:
+        for part in batches(values):
+            rows = self._rows(f"{_CHUNK_COLUMNS} WHERE {column} IN ({marks(part)}) ORDER BY c.id, d.id", *part)
+            by_chunk: dict[int, list[StoredChunk]] = {}
+            for *fields, document, place, title in rows:
+                metadata = {**json.loads(document), **json.loads(place)}
+                chunk = StoredChunk(*_typed(fields), metadata=metadata, title=title)
+                by_chunk.setdefault(chunk.id, []).append(chunk)
+            for same in by_chunk.values():
+                yield _with_duplicates(same, condition)
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Writer]:
-        """The right to write, waited for: one writer at a time over all threads and processes.
+    def writer(self) -> Writer:
+        """What changes the knowledge base, from this thread. Its transactions wait for those of others."""
+        from chains.knowledge_base_writer import Writer
 
-        Raises:
-            KnowledgeBaseError: the disk is full or the database is damaged; the last committed state stands.
-        """
-        lock = self._write_lock()
-        with _translated(self.path):
+        with translated(self.path):
+            return Writer(self, self._connection())
+
+    @contextlib.contextmanager
+    def claimed(self, source: str) -> Iterator[None]:
+        """The right to write a source, waited for: two runs that read the same file take turns."""
+        stripe = zlib.crc32(source.encode()) % _LOCKS
+        with translated(self.path):
+            (self.path / "locks").mkdir(exist_ok=True)
+            lock = FileLock(self.path / "locks" / f"{stripe:02}.lock")
             lock.acquire()
         try:
-            yield Writer(self, self._connection())
+            yield
         finally:
             lock.release()
 
-    def _write_lock(self) -> FileLock:
-        return FileLock(self.path / "write.lock")
+    def _creation_lock(self) -> FileLock:
+        return FileLock(self.path / "create.lock")
 
     def _is_created(self) -> bool:
         """Whether there is a database with tables; SQLite makes the empty file first, and a crash may leave it."""
-        return self._database.exists() and bool(self._query("SELECT COUNT(*) FROM sqlite_master").fetchone()[0])
-
-    def _create(self) -> None:
-        if self._is_created():
-            return  # another process was first
-        self._connection().executescript(
-            f"PRAGMA page_size = 16384; PRAGMA journal_mode = WAL; BEGIN IMMEDIATE; {_SCHEMA}"
-            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-        )
+        if not self._database.exists():
+            return False
+        row = self._row("SELECT COUNT(*) FROM sqlite_master")
+        return row is not None and row[0] > 0
 
     def _check_version(self) -> None:
-        version = self._query("PRAGMA user_version").fetchone()[0]
-        application = self._query("PRAGMA application_id").fetchone()[0]
-        if application != APPLICATION_ID:
+        version, application = (self._number(f"PRAGMA {name}") for name in ("user_version", "application_id"))
+        if application != schema.APPLICATION_ID:
             raise KnowledgeBaseError(
                 f"{self._database} 不是知识库文件；请换一个 --kb 目录",
                 f"{self._database} is not a knowledge base; choose another --kb directory",
             )
-        if version > SCHEMA_VERSION:
+        if version > schema.SCHEMA_VERSION:
             raise KnowledgeBaseError(
-                f"知识库 {self.path} 的格式版本是 {version}，本程序只认识到 {SCHEMA_VERSION}；请升级 ragproj",
-                f"knowledge base {self.path} has format {version}, this program knows up to {SCHEMA_VERSION}; upgrade",
+                f"知识库 {self.path} 的格式版本是 {version}，本程序只认识到 {schema.SCHEMA_VERSION}；请升级 ragproj",
+                f"knowledge base {self.path} has format {version}, this program knows up to {schema.SCHEMA_VERSION};"
+                " upgrade ragproj",
             )
+        if version < schema.SCHEMA_VERSION:
+            with translated(self.path), self._creation_lock():
+                schema.migrate(self._connection())
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -384,6 +447,7 @@ class KnowledgeBase:
             # used by one thread; closed by whichever thread closes the knowledge base
             connection = sqlite3.connect(self._database, timeout=60, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA synchronous = NORMAL")  # WAL: a crash loses nothing committed
+            connection.execute("PRAGMA secure_delete = ON")  # removed text is overwritten, not only unlinked
             connection.execute("PRAGMA cache_size = -16384")
             self._local.connection = connection
             with self._lock:
@@ -392,203 +456,23 @@ class KnowledgeBase:
                 self._connections[threading.current_thread()] = connection
         return connection
 
-    def _query(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        with _translated(self.path):
-            return self._connection().execute(sql, parameters)
+    def _rows(self, sql: str, *parameters: Any) -> list[Any]:
+        # all at once: damage shows while rows are read, too
+        with translated(self.path):
+            return self._connection().execute(sql, parameters).fetchall()
 
-    def _chunks(self, column: str, values: list[Any]) -> Iterator[StoredChunk]:
-        for part in _batches(values):
-            rows = self._query(
-                "SELECT c.id, c.key, s.source, c.document_id, c.start, c.end, c.text, c.metadata FROM chunks c"
-                f" JOIN sources s ON s.id = c.source_id AND s.active = 1 WHERE {column} IN ({_marks(part)})",
-                *part,
-            )
-            for chunk_id, key, source, document_id, start, end, text, metadata in rows:
-                yield StoredChunk(chunk_id, key, source, document_id, start, end, text, json.loads(metadata))
+    def _row(self, sql: str, *parameters: Any) -> Any | None:
+        with translated(self.path):
+            return self._connection().execute(sql, parameters).fetchone()
 
-
-class Writer:
-    """The one writer of a knowledge base; made by `KnowledgeBase.writing`."""
-
-    def __init__(self, knowledge_base: KnowledgeBase, connection: sqlite3.Connection) -> None:
-        self._kb = knowledge_base
-        self._connection = connection
-
-    def add_generation(self, fingerprint: str, probe: Vectors) -> Generation:
-        """A first generation, made the one that answers."""
-        with self._transaction() as run:
-            cursor = run(
-                "INSERT INTO generations (fingerprint, dimensions, probe, created) VALUES (?, ?, ?, ?)",
-                (fingerprint, len(probe), _to_blob(probe), _now()),
-            )
-            generation = Generation(int(cursor.lastrowid or 0), fingerprint, len(probe), probe)
-            run("INSERT OR REPLACE INTO meta VALUES ('generation', ?)", (str(generation.id),))
-        return generation
-
-    def begin_source(self, source: str, state: SourceState) -> tuple[int, int]:
-        """An inactive source to fill: (its id, documents it already holds).
-
-        One left behind by a run that died is taken up again when file and settings are the same, else dropped.
-        """
-        rows = self._connection.execute(
-            "SELECT id, sha256, settings FROM sources WHERE source = ? AND active = 0", (source,)
-        ).fetchall()
-        resumed = [row[0] for row in rows if row[1:] == (state.sha256, state.settings) and state.sha256][:1]
-        with self._transaction() as run:
-            for row in rows:
-                if row[0] not in resumed:
-                    self._drop_source(row[0])
-            if resumed:
-                count = run("SELECT COUNT(*) FROM documents WHERE source_id = ?", (resumed[0],)).fetchone()[0]
-                return resumed[0], count
-            cursor = run(
-                "INSERT INTO sources (source, active, size, mtime_ns, sha256, settings, added)"
-                " VALUES (?, 0, ?, ?, ?, ?, ?)",
-                (source, state.size, state.mtime_ns, state.sha256, state.settings, _now()),
-            )
-        return int(cursor.lastrowid or 0), 0
-
-    def add_documents(
-        self, source_id: int, documents: Sequence[NewDocument], generation: int, vectors: Vectors
-    ) -> None:
-        """Store documents of a source that `begin_source` opened, in one transaction.
-
-        Args:
-            source_id: from `begin_source`.
-            documents: with their chunks.
-            generation: whose vectors these are.
-            vectors: (number of chunks, dimensions), in the order of the chunks.
-        """
-        with self._transaction() as run:
-            self._insert(run, source_id, documents, generation, vectors)
-
-    def replace_chunks(self, documents: Mapping[str, Sequence[NewDocument]], generation: int, vectors: Vectors) -> None:
-        """Store documents by source name, visible at once, in place of the chunks that have their keys.
-
-        One transaction: a failure leaves what was there.
-        """
-        keys = [chunk.key for entries in documents.values() for entry in entries for chunk in entry.chunks]
-        with self._transaction() as run:
-            self._drop_chunks(run, keys)
-            row = 0
-            for source, entries in documents.items():
-                count = sum(len(entry.chunks) for entry in entries)
-                self._insert(run, self._source_id(run, source), entries, generation, vectors[row : row + count])
-                row += count
-            self._bump(run)
-
-    def _insert(
-        self, run: Run, source_id: int, documents: Sequence[NewDocument], generation: int, vectors: Vectors
-    ) -> None:
-        blobs = iter(_to_blobs(vectors))
-        for entry in documents:
-            document = run(
-                "INSERT INTO documents (source_id, title, text, characters) VALUES (?, ?, ?, ?)",
-                (source_id, entry.title, entry.text, len(entry.text)),
-            ).lastrowid
-            for chunk in entry.chunks:
-                metadata = json.dumps(dict(chunk.metadata), ensure_ascii=False)
-                chunk_id = run(
-                    "INSERT INTO chunks (key, source_id, document_id, start, end, text, metadata)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (chunk.key, source_id, document, chunk.start, chunk.end, chunk.text, metadata),
-                ).lastrowid
-                run("INSERT INTO vectors VALUES (?, ?)", (_vector_key(generation, int(chunk_id or 0)), next(blobs)))
-
-    def activate(self, source_id: int) -> None:
-        """Make a filled source visible and drop the version it replaces, at once."""
-        with self._transaction() as run:
-            (name,) = run("SELECT source FROM sources WHERE id = ?", (source_id,)).fetchone()
-            for (old,) in run("SELECT id FROM sources WHERE source = ? AND id <> ?", (name, source_id)).fetchall():
-                self._drop_source(old)
-            run("UPDATE sources SET active = 1 WHERE id = ?", (source_id,))
-            self._bump(run)
-
-    def touch(self, source_id: int, state: SourceState) -> None:
-        """Remember a file's new size and time when its content turned out to be the same."""
-        with self._transaction() as run:
-            run("UPDATE sources SET size = ?, mtime_ns = ? WHERE id = ?", (state.size, state.mtime_ns, source_id))
-
-    def remove_sources(self, sources: Iterable[str]) -> int:
-        """Remove sources with everything derived from them; returns how many were there."""
-        removed = 0
-        with self._transaction() as run:
-            for source in sources:
-                for source_id, active in run("SELECT id, active FROM sources WHERE source = ?", (source,)).fetchall():
-                    self._drop_source(source_id)
-                    removed += active
-            if removed:
-                self._bump(run)
-        return removed
-
-    def remove_chunks(self, keys: Sequence[str]) -> int:
-        """Remove chunks by public id, and documents and sources left without any; returns how many were there."""
-        with self._transaction() as run:
-            removed = self._drop_chunks(run, keys)
-            if removed:
-                self._bump(run)
-        return removed
-
-    def _drop_chunks(self, run: Run, keys: Sequence[str]) -> int:
-        removed = 0
-        for part in _batches(list(keys)):
-            rows = run(
-                f"SELECT id, document_id, source_id FROM chunks WHERE key IN ({_marks(part)})",
-                part,
-            ).fetchall()
-            for chunk, document, source in rows:
-                run("DELETE FROM vectors WHERE key IN (SELECT id << 40 | ? FROM generations)", (chunk,))
-                run("DELETE FROM chunks WHERE id = ?", (chunk,))
-                run(
-                    "DELETE FROM documents WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM chunks WHERE document_id = ?1)",
-                    (document,),
-                )
-                run(
-                    "DELETE FROM sources WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM documents WHERE source_id = ?1)",
-                    (source,),
-                )
-            removed += len(rows)
-        return removed
-
-    def _source_id(self, run: Run, source: str) -> int:
-        """The active source of that name, made if need be: where Python callers' documents go."""
-        row = run("SELECT id FROM sources WHERE source = ? AND active = 1", (source,)).fetchone()
-        if row is not None:
-            return int(row[0])
-        cursor = run("INSERT INTO sources (source, active, added) VALUES (?, 1, ?)", (source, _now()))
-        return int(cursor.lastrowid or 0)
-
-    def _bump(self, run: Run) -> None:
-        # random, not a number: a restored backup counts the same numbers again for other contents
-        run("INSERT INTO revisions (token) VALUES (?)", (uuid.uuid4().hex,))
-        run("DELETE FROM revisions WHERE id <= (SELECT MAX(id) FROM revisions) - ?", (_REVISIONS_KEPT,))
-
-    def _drop_source(self, source_id: int) -> None:
-        run = self._connection.execute
-        run(
-            "DELETE FROM vectors WHERE key IN"
-            " (SELECT g.id << 40 | c.id FROM chunks c, generations g WHERE c.source_id = ?)",
-            (source_id,),
-        )
-        run("DELETE FROM chunks WHERE source_id = ?", (source_id,))
-        run("DELETE FROM documents WHERE source_id = ?", (source_id,))
-        run("DELETE FROM sources WHERE id = ?", (source_id,))
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Run]:
-        with _translated(self._kb.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection.execute
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # a full disk may have rolled back already
-                    self._connection.execute("ROLLBACK")
-                raise
+    def _number(self, sql: str) -> int:
+        row = self._row(sql)
+        assert row is not None
+        return int(row[0])
 
 
 @contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
     """SQLite's and the file system's errors as sentences a user can act on."""
     try:
         yield
@@ -618,40 +502,68 @@ def _translated(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _comparable(key: str, value: object) -> str | int | float:
-    if isinstance(value, str | int | float):
-        return value
-    raise UsageError(
-        f"过滤条件 {key} 的值应为字符串、数字或布尔值，实际是 {value!r}",
-        f"the value of filter {key} must be a string, number or boolean, got {value!r}",
-    )
+def vector_key(generation: int, chunk_id: int) -> int:
+    """The key of a chunk's vector in a generation."""
+    return generation << schema.GENERATION_SHIFT | chunk_id
 
 
-def _vector_key(generation: int, chunk_id: int) -> int:
-    return generation << _GENERATION_SHIFT | chunk_id
-
-
-def _to_blob(vector: Vectors) -> bytes:
-    # half precision: the cosine moves by less than 1e-6, the database is half the size
-    return vector.astype(np.float16).tobytes()
-
-
-def _to_blobs(vectors: Vectors) -> list[bytes]:
-    return [row.tobytes() for row in vectors.astype(np.float16)]
-
-
-def _from_blob(blob: bytes) -> Vectors:
+def from_blob(blob: bytes) -> Vectors:
+    """The vector, or vectors one after another, of a stored half-precision blob."""
     return np.frombuffer(blob, np.float16).astype(np.float32)
 
 
-def _batches(values: list[Any]) -> Iterator[list[Any]]:
+def batches(values: list[Any]) -> Iterator[list[Any]]:
+    """The values in lists short enough for one statement."""
     for start in range(0, len(values), _BATCH):
         yield values[start : start + _BATCH]
 
 
-def _marks(values: Sequence[Any]) -> str:
+def marks(values: Sequence[Any]) -> str:
+    """Placeholders for the values."""
     return ",".join("?" * len(values))
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def _typed(fields: list[Any]) -> tuple[int, str, str, int, int, int, str]:
+    chunk_id, key, source, document, start, end, text = fields
+    return chunk_id, key, source, document, start, end, text
+
+
+def _with_duplicates(same: list[StoredChunk], condition: MetadataFilter | None) -> StoredChunk:
+    """One chunk under the first of its documents, that matches if asked for; the others as its duplicates."""
+    first = 0 if condition is None else next((i for i, c in enumerate(same) if matches(c.metadata, condition)), 0)
+    others = tuple({**chunk.metadata, "source": chunk.source} for i, chunk in enumerate(same) if i != first)
+    chunk = same[first]
+    return StoredChunk(**{**vars(chunk), "duplicates": others}) if others else chunk
+
+
+def matches(metadata: Mapping[str, Any], condition: MetadataFilter) -> bool:
+    """Whether metadata matches a filter, as `KnowledgeBase.matching_ids` reads it."""
+    if callable(condition):
+        return bool(condition(metadata))
+    for key, value in condition.items():
+        held = metadata.get(key)
+        values = held if isinstance(held, list) else [held]
+        if key not in metadata or not set(_allowed(key, value)) & {
+            v for v in values if isinstance(v, str | int | float)
+        }:
+            return False
+    return True
+
+
+def _holds(column: str, values: list[Any]) -> str:
+    return (
+        f"EXISTS (SELECT 1 FROM json_each({column}) field,"
+        " json_each(CASE field.type WHEN 'array' THEN field.value ELSE json_array(field.value) END) entry"
+        f" WHERE field.key = ? AND entry.value IN ({marks(values)}))"
+    )
+
+
+def _allowed(key: str, value: object) -> list[str | int | float]:
+    values = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
+    usable = [entry for entry in values if isinstance(entry, str | int | float)]
+    if len(usable) < len(values):
+        raise UsageError(
+            f"过滤条件 {key} 的值应为字符串、数字或布尔值，实际是 {value!r}",
+            f"the value of filter {key} must be a string, number or boolean, got {value!r}",
+        )
+    return usable

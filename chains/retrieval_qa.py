@@ -27,6 +27,7 @@ from chains.answerers import Answerer, AnswerInput, ChatModelAnswerer, Extractiv
 from chains.config import (
     ChatModelConfig,
     DenseRetrieverConfig,
+    EmbeddingsConfig,
     ExtractiveConfig,
     HybridRetrieverConfig,
     LexicalEmbeddingsConfig,
@@ -257,9 +258,9 @@ def build_retrieval_qa(
     return RetrievalQA(chosen, _build_answerer(config, llm), config, lexical=lexical)
 
 
-def build_embeddings(config: RagConfig) -> Embeddings:
-    """The configured embedder."""
-    match config.embeddings:
+def build_embeddings(config: EmbeddingsConfig) -> Embeddings:
+    """The embedder a config section describes."""
+    match config:
         case LexicalEmbeddingsConfig(dimensions=dimensions):
             return LexicalEmbeddings(dimensions=dimensions)
 
@@ -268,9 +269,22 @@ def build_vectorstore(
     config: RagConfig, embeddings: Embeddings | None = None, *, create: bool = False
 ) -> FaissVectorStore:
     """The configured store, its embedder checked against the knowledge base."""
-    store = FaissVectorStore(embeddings or build_embeddings(config), KnowledgeBase(config.kb, create=create))
+    store = open_vectorstore(config, embeddings, create=create)
     store.check_embedder()
     return store
+
+
+def open_vectorstore(
+    config: RagConfig, embeddings: Embeddings | None = None, *, create: bool = False
+) -> FaissVectorStore:
+    """The configured store as it is, whoever made its vectors: what changing the embedder starts from."""
+    knowledge_base = KnowledgeBase(config.kb, create=create)
+    return FaissVectorStore(
+        embeddings or build_embeddings(config.embeddings),
+        knowledge_base,
+        config=config.vectorstore,
+        embedder=None if embeddings is not None else config.embeddings.model_dump(mode="json", by_alias=True),
+    )
 
 
 def _build_retriever(

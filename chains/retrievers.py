@@ -45,7 +45,7 @@ class ChunkRetriever(BaseRetriever):
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         ranking = self.rank(query, self.top_k)
-        chunks = self.store.knowledge_base.chunks(i for i, _ in ranking)
+        chunks = self.store.knowledge_base.chunks((i for i, _ in ranking), self.filter)
         return [_with_place(chunks[i], query) for i, _ in ranking if i in chunks]
 
 
@@ -155,11 +155,15 @@ def relevance(query: str, document: Document) -> float:
 
 def _with_place(chunk: StoredChunk, query: str) -> Document:
     document = chunk.document()
-    place = {
+    place: dict[str, Any] = {
         "source": chunk.source,
         "document_id": chunk.document_id,
         "start": chunk.start,
         "end": chunk.end,
         "score": round(relevance(query, document), 4),
     }
+    if chunk.duplicates:  # the same text stands elsewhere, too
+        place["also_in"] = [
+            {key: other[key] for key in ("source", "id", "title") if key in other} for other in chunk.duplicates
+        ]
     return Document(id=document.id, page_content=chunk.text, metadata={**document.metadata, **place})

@@ -5,30 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
-from pydantic import Field
 
-from chains.caches import read_cache, write_cache
 from chains.embeddings import PROBE, Vectors, embed_documents, embed_query, fingerprint
-from chains.knowledge_base import (
-    FingerprintError,
-    Generation,
-    Ids,
-    KnowledgeBase,
-    MetadataFilter,
-    NewChunk,
-    NewDocument,
-    Writer,
-)
-from loaders.config import Config
+from chains.faiss_index import FaissConfig, FaissIndex
+from chains.knowledge_base import FingerprintError, Generation, Ids, KnowledgeBase, MetadataFilter
+from chains.knowledge_base_writer import NewChunk, NewDocument, content_hash
 from loaders.errors import RagProjError
 from loaders.splitters import embedding_text
 
@@ -40,85 +30,6 @@ UNNAMED_SOURCE = "(python)"
 _SAME_PROBE = 0.998
 
 
-class FaissConfig(Config):
-    """The FAISS index over the knowledge base's vectors."""
-
-    type: Literal["faiss"] = Field(default="faiss", alias="_type")
-
-
-class FaissIndex:
-    """Exact inner-product search over one generation's vectors; a cache of the knowledge base."""
-
-    def __init__(self, knowledge_base: KnowledgeBase, generation: Generation) -> None:
-        self._kb = knowledge_base
-        self._generation = generation
-        self._path = knowledge_base.path / "faiss.index"
-        self._lock = threading.Lock()
-        self._revision, self._index = self._load()
-        self._saved = self._revision
-
-    def search(self, vector: Vectors, k: int, allowed: Ids | None = None) -> list[tuple[int, float]]:
-        """(chunk id, cosine) of the k nearest chunks, nearest first, ties by id; only `allowed` ids where given."""
-        import faiss
-
-        with self._lock:
-            self._refresh()
-            k = min(k, self._index.ntotal)
-            if k == 0 or (allowed is not None and not len(allowed)):
-                return []
-            parameters = None
-            if allowed is not None:
-                parameters = faiss.SearchParameters(sel=faiss.IDSelectorBatch(allowed))  # type: ignore[call-arg] # SWIG adds it
-            scores, ids = self._index.search(vector.reshape(1, -1), k, params=parameters)
-        found = [(int(i), float(score)) for i, score in zip(ids[0], scores[0], strict=True) if i >= 0]
-        return sorted(found, key=lambda hit: (-hit[1], hit[0]))
-
-    def save(self) -> None:
-        """Write the cache file where it is behind."""
-        import faiss
-
-        with self._lock:
-            self._refresh()
-            if self._saved == self._revision:
-                return
-            header = {"revision": self._revision, "generation": self._generation.id}
-            try:
-                write_cache(self._path, header, faiss.serialize_index(self._index).tobytes())
-            except OSError as error:  # the cache can always be made again
-                logger.warning("cannot save %s (%s); it will be rebuilt when next opened", self._path.name, error)
-                return
-            self._saved = self._revision
-
-    def _load(self) -> tuple[str, Any]:
-        """(revision, index) from the cache file, or an empty index to be filled."""
-        import faiss
-
-        cached = read_cache(self._path)
-        if cached is not None:
-            header, payload = cached
-            revision = str(header.get("revision"))
-            if header.get("generation") == self._generation.id and self._kb.knows_revision(revision):
-                return revision, faiss.deserialize_index(np.frombuffer(payload, np.uint8))
-            logger.info("faiss.index belongs to another state of the knowledge base; rebuilding it")
-        return "", faiss.IndexIDMap(faiss.IndexFlatIP(self._generation.dimensions))
-
-    def _refresh(self) -> None:
-        """Catch up with the knowledge base: drop ids that are gone, add new ones."""
-        import faiss
-
-        revision = self._kb.revision()
-        if revision == self._revision:
-            return
-        active = self._kb.chunk_ids()
-        held = faiss.vector_to_array(self._index.id_map)
-        gone = np.setdiff1d(held, active)
-        if len(gone):
-            self._index.remove_ids(faiss.IDSelectorBatch(gone))
-        for ids, vectors in self._kb.vectors(self._generation.id, np.setdiff1d(active, held)):
-            self._index.add_with_ids(vectors, ids)
-        self._revision = revision
-
-
 class FaissVectorStore(VectorStore):
     """A LangChain vector store that keeps its documents in a knowledge base directory and survives restarts.
 
@@ -126,8 +37,25 @@ class FaissVectorStore(VectorStore):
     or a function of the metadata.
     """
 
-    def __init__(self, embedding: Embeddings, knowledge_base: KnowledgeBase) -> None:
+    def __init__(
+        self,
+        embedding: Embeddings,
+        knowledge_base: KnowledgeBase,
+        *,
+        config: FaissConfig | None = None,
+        embedder: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A store over a knowledge base.
+
+        Args:
+            embedding: embedder of passages and queries.
+            knowledge_base: where documents and vectors are.
+            config: of the FAISS index.
+            embedder: the config section `embedding` was made from, kept with its vectors.
+        """
         self._embeddings = embedding
+        self.embedder = embedder
+        self._config = config
         self.knowledge_base = knowledge_base
         self._index: FaissIndex | None = None
         self._generation: Generation | None = None
@@ -179,29 +107,30 @@ class FaissVectorStore(VectorStore):
             for key, text, metadata in zip(ids, texts, metadatas, strict=True)
         ]
         last = {cast("str", document.id): document for document in documents}  # an id given twice: the last one stands
-        with self.knowledge_base.writing() as writer:
-            self._store(writer, list(last.values()))
+        self._store(list(last.values()))
         return [cast("str", document.id) for document in documents]
 
-    def _store(self, writer: Writer, documents: list[Document]) -> None:
+    def _store(self, documents: list[Document]) -> None:
         if not documents:
             return
-        generation = self.ensure_generation(writer)
-        vectors = embed_documents(self._embeddings, [embedding_text(document) for document in documents])
-        by_source: dict[str, list[int]] = {}
+        generation = self.ensure_generation()
+        entries: dict[str, list[NewDocument]] = {}
+        rows: dict[str, list[int]] = {}
         for row, document in enumerate(documents):
-            by_source.setdefault(str(document.metadata.get("source", UNNAMED_SOURCE)), []).append(row)
-        entries = {source: [_entry(documents[row]) for row in rows] for source, rows in by_source.items()}
-        order = [row for rows in by_source.values() for row in rows]
-        writer.replace_chunks(entries, generation.id, vectors[order])
+            source = str(document.metadata.get("source", UNNAMED_SOURCE))
+            entries.setdefault(source, []).append(_entry(document))
+            rows.setdefault(source, []).append(row)
+        vectors = embed_documents(self._embeddings, [embedding_text(document) for document in documents])
+        order = [row for group in rows.values() for row in group]
+        self.knowledge_base.writer().replace_chunks(entries, generation.id, vectors[order])
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """Remove chunks by id, all of them for None; unknown ids are no error."""
-        with self.knowledge_base.writing() as writer:
-            if ids is None:
-                writer.remove_sources(self.knowledge_base.source_names())
-            else:
-                writer.remove_chunks(ids)
+        """Remove chunks by id, all of them for None; unknown ones are no error."""
+        writer = self.knowledge_base.writer()
+        if ids is None:
+            writer.remove_everything()
+        else:
+            writer.remove_chunks(ids)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
@@ -283,6 +212,11 @@ class FaissVectorStore(VectorStore):
         """Unit vector of a query, (dimensions,)."""
         return embed_query(self._embeddings, query)
 
+    def index_ids(self) -> Ids:
+        """Ids of the chunks the index finds, ascending."""
+        index = self._open_index()
+        return np.zeros(0, np.int64) if index is None else index.ids()
+
     def save_cache(self) -> None:
         """Bring the FAISS file up to date, so that the next start does not have to."""
         index = self._open_index()
@@ -298,13 +232,19 @@ class FaissVectorStore(VectorStore):
 
     # -- the embedder --------------------------------------------------------------------------------------------
 
-    def ensure_generation(self, writer: Writer) -> Generation:
+    def ensure_generation(self) -> Generation:
         """The generation to write into, checked against the embedder; the first write makes it."""
+        with self._lock:
+            answering = self.knowledge_base.generation()
+            if self._generation is not None and answering is not None and answering.id != self._generation.id:
+                self._generation = None  # switched by somebody else; check again
         generation = self.check_embedder()
         if generation is None:
-            name = fingerprint(self._embeddings)
-            generation = writer.add_generation(name, embed_documents(self._embeddings, [PROBE])[0])
+            name, probe = identify(self._embeddings)
+            self.knowledge_base.writer().first_generation(name, probe, self.embedder)
             logger.info("knowledge base %s: vectors by %s", self.knowledge_base.path, name)
+            generation = self.check_embedder()
+            assert generation is not None
         return generation
 
     def check_embedder(self) -> Generation | None:
@@ -325,30 +265,43 @@ class FaissVectorStore(VectorStore):
         generation = self.check_embedder()
         with self._lock:
             if self._index is None and generation is not None:
-                self._index = FaissIndex(self.knowledge_base, generation)
+                self._index = FaissIndex(self.knowledge_base, generation, self._config)
             return self._index
 
 
+def identify(embeddings: Embeddings) -> tuple[str, Vectors]:
+    """(fingerprint, vector of the probe text): what a generation is recognised by."""
+    return fingerprint(embeddings), embed_documents(embeddings, [PROBE])[0]
+
+
+def made_by(generation: Generation, embeddings: Embeddings) -> bool:
+    """Whether an embedder is the one that made a generation's vectors."""
+    name, probe = identify(embeddings)
+    if name != generation.fingerprint or probe.shape != generation.probe.shape:
+        return False
+    return float(probe @ generation.probe) >= _SAME_PROBE
+
+
 def _require_same_embedder(generation: Generation, embeddings: Embeddings, path: Path) -> None:
-    name = fingerprint(embeddings)
+    if made_by(generation, embeddings):
+        return
+    name, probe = identify(embeddings)
     if name == generation.fingerprint:
-        probe = embed_documents(embeddings, [PROBE])[0]
-        if probe.shape == generation.probe.shape and float(probe @ generation.probe) >= _SAME_PROBE:
-            return
         name += f"（{len(probe)} 维，权重不同）"
     raise FingerprintError(
         f"知识库 {path} 的向量由 {generation.fingerprint} 生成，当前配置的是 {name}，两者不能混用；"
-        "请改回原来的 embeddings 配置，或用 --kb 指定新目录重新 ingest",
+        "请改回原来的 embeddings 配置，或运行 ragproj reembed 换用新模型",
         f"the vectors of knowledge base {path} were made by {generation.fingerprint}, the configured embedder is"
-        f" {name}; restore the embeddings config, or ingest again into a new --kb directory",
+        f" {name}; restore the embeddings config, or run ragproj reembed to change over to the new one",
     )
 
 
 def _entry(document: Document) -> NewDocument:
-    """A Python caller's document with its one chunk."""
-    text = document.page_content
-    chunk = NewChunk(cast("str", document.id), 0, len(text), text, document.metadata)
-    return NewDocument(str(document.metadata.get("title", "")), text, [chunk])
+    """A Python caller's document with its one chunk; its id keeps it apart from others with the same text."""
+    key, text = cast("str", document.id), document.page_content
+    title = document.metadata.get("title")
+    chunk = NewChunk(key, 0, len(text), text, document.metadata)
+    return NewDocument(content_hash("id", key), title if isinstance(title, str) else "", text, {}, [chunk])
 
 
 def _unit(embedding: Sequence[float]) -> Vectors:

@@ -26,6 +26,10 @@ def build_parser() -> argparse.ArgumentParser:
     ingest = _verb(verbs, "ingest", "把文件或文件夹加入知识库 / add files and folders to the knowledge base")
     ingest.add_argument("paths", nargs="+", metavar="PATH", help="文件或文件夹；其后可跟覆盖项 / files and folders")
 
+    ingest.add_argument(
+        "--sync", action="store_true", help="同时移除文件夹里已删除的文件 / also remove what disappeared"
+    )
+
     ask = _verb(verbs, "ask", "提一个问题 / ask a question")
     ask.add_argument("question", metavar="QUESTION")
 
@@ -43,6 +47,18 @@ def build_parser() -> argparse.ArgumentParser:
     remove.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="sources 列出的名字或其文件名 / as listed by sources"
     )
+
+    _verb(verbs, "check", "检查数据库、向量索引和全文索引是否一致 / verify that database and indexes agree")
+
+    reembed = _verb(verbs, "reembed", "换用配置中的嵌入模型 / change over to the configured embedder")
+    reembed.add_argument("--rollback", action="store_true", help="切换回上一个模型的向量 / back to the vectors before")
+
+    faiss = _verb(
+        verbs, "import-faiss", "导入 langchain_community 的 FAISS 目录 / import a FAISS folder of langchain_community"
+    )
+    faiss.add_argument("folder", metavar="DIR", help="含 index.faiss 和 index.pkl / with index.faiss and index.pkl")
+    faiss.add_argument("--index-name", default="index", metavar="NAME")
+    faiss.add_argument("--trust-pickle", action="store_true", help="确认目录来源可信 / the folder can be trusted")
 
     _verb(verbs, "validate", "检查配置文件 / check a config file")
     return parser
@@ -94,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         from ui import commands
 
-        status: int = getattr(commands, arguments.verb)(arguments)
+        status: int = getattr(commands, arguments.verb.replace("-", "_"))(arguments)
         sys.stdout.flush()
     except UsageError as error:
         return _complain(arguments, error, 2)

@@ -60,7 +60,8 @@ def ingest(arguments: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         try:
-            report = service.ingestor().ingest([Path(path) for path in arguments.paths], progress=progress, stop=stop)
+            paths = [Path(path) for path in arguments.paths]
+            report = service.ingestor().ingest(paths, sync=arguments.sync, progress=progress, stop=stop)
         finally:
             service.close()
     if arguments.json:
@@ -69,8 +70,9 @@ def ingest(arguments: argparse.Namespace) -> int:
         for failure in report.failed:
             print(f"✗ {failure['reason']}", file=sys.stderr)
         print(
-            f"新增 {report.added}，更新 {report.updated}，未变 {report.unchanged}，失败 {len(report.failed)} 个文件；"
-            f"{report.chunks} 个片段，{report.seconds:.1f} 秒 / added, updated, unchanged, failed; chunks; seconds"
+            f"新增 {report.added}，更新 {report.updated}，未变 {report.unchanged}，移除 {report.removed}，"
+            f"失败 {len(report.failed)} 个文件；{report.chunks} 个片段，{report.seconds:.1f} 秒"
+            " / added, updated, unchanged, removed, failed; chunks; seconds"
         )
     if report.is_empty:
         print("没有找到可导入的文件 / found no file to ingest", file=sys.stderr)
@@ -147,6 +149,71 @@ def remove(arguments: argparse.Namespace) -> int:
     _print_json({"removed": removed, "sources": names}) if arguments.json else print(
         f"已移除 {removed} / removed {removed}"
     )
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Verify that the database and its indexes agree; 1 when they do not."""
+    from chains.checks import check as run
+
+    service = _service(_config(arguments))
+    report = run(service.store, service.fulltext)
+    if arguments.json:
+        _print_json(report.as_dict())
+    else:
+        for problem in report.problems:
+            print(f"✗ {problem}")
+        verdict = "一致 / consistent" if report.ok else f"{len(report.problems)} 个问题 / problems"
+        print(
+            f"{report.sources} 个文档 / documents，{report.chunks} 个片段 / chunks：{verdict}，{report.seconds:.1f} 秒 / s"
+        )
+    return 0 if report.ok else 1
+
+
+def reembed(arguments: argparse.Namespace) -> int:
+    """Change over to the configured embedder, or back."""
+    from chains.reembedding import reembed as run
+    from chains.retrieval_qa import open_vectorstore
+
+    store = open_vectorstore(_config(arguments))
+    with tqdm(desc="reembed", unit="chunk", delay=1, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = run(store, rollback=arguments.rollback, progress=progress)
+    store.save_cache()
+    if arguments.json:
+        _print_json(vars(report))
+    elif report.switched:
+        print(
+            f"已切换到 {report.fingerprint}，新生成 {report.embedded} 个向量 / switched, vectors made: {report.embedded}"
+        )
+    else:
+        print(f"已经在用 {report.fingerprint}，无需更换 / in use already, nothing to do")
+    return 0
+
+
+def import_faiss(arguments: argparse.Namespace) -> int:
+    """Bring in a folder of langchain_community's FAISS."""
+    from chains.import_faiss import import_faiss as run
+
+    service = _service(_config(arguments), create=True)
+    with tqdm(desc="import", unit="document", delay=1, file=sys.stderr) as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done - bar.n)
+
+        imported = run(
+            service.store,
+            Path(arguments.folder),
+            trusted=arguments.trust_pickle,
+            index_name=arguments.index_name,
+            progress=progress,
+        )
+    service.fulltext.save_cache()
+    _print_json({"imported": imported}) if arguments.json else print(f"已导入 {imported} 个文档 / documents imported")
     return 0
 
 

@@ -112,8 +112,7 @@ class RagService:
 
     def remove(self, sources: Sequence[str]) -> int:
         """Remove documents, uploaded copies with them; how many were there. Files elsewhere are not touched."""
-        with self.knowledge_base.writing() as writer:
-            removed = writer.remove_sources(sources)
+        removed = self.knowledge_base.writer().remove_sources(sources)
         for source in sources:
             if Path(source).parent == self._files:
                 Path(source).unlink(missing_ok=True)

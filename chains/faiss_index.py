@@ -1,0 +1,241 @@
+"""FaissIndex: nearest vectors of one generation, a cache of the knowledge base that follows it and can be lost."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from chains.caches import beside, read_cache, write_cache
+from chains.embeddings import Vectors
+from chains.knowledge_base import Generation, Ids, KnowledgeBase
+from loaders.config import Config
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["flat", "sq8", "hnsw", "rabitq"]
+
+_TRAINING_VECTORS = 50_000
+_DEAD_SHARE = 0.2  # of the positions, from which on the index is built anew without them
+_DEAD_LEAST = 1_000
+_CANDIDATES = 600  # rescored by the second stage of `rabitq`; recall@10 .98 on 118k and 1M lexical vectors
+
+
+@dataclass(frozen=True)
+class _Kind:
+    factory: str
+    """FAISS's index factory string, with {d} for the dimensions"""
+    reason: str
+
+
+# Measured on 2 cores with 1,024 dimensions, see benchmarks/results: one query over 118k / 1M vectors.
+_KINDS: dict[Kind, _Kind] = {
+    "flat": _Kind("SQfp16", "exact over half-precision vectors, 9 ms at 118k"),
+    "sq8": _Kind("SQ8", "8 bits a dimension, half the memory of flat, recall@10 .99"),
+    "hnsw": _Kind("HNSW32,SQ8", "a graph: fastest to search, slow to build; suits semantic embeddings"),
+    "rabitq": _Kind("RR{d},RaBitQfs,Refine(SQ8)", "1 bit a dimension, the best 600 rescored with 8 bits"),
+}
+
+
+class FaissConfig(Config):
+    """The FAISS index over the knowledge base's vectors."""
+
+    type: Literal["faiss"] = Field(default="faiss", alias="_type")
+    index: Literal["auto"] | Kind = Field(default="auto", description="kind of index; auto chooses by size")
+    exact_up_to: int = Field(
+        default=150_000, ge=0, description="vectors of 1,024 dimensions (more shorter ones) that auto searches exactly"
+    )
+
+
+class FaissIndex:
+    """Inner-product search over one generation's vectors.
+
+    Removed vectors stay in the index as dead positions, which a search passes over, until they are a fifth of it.
+    """
+
+    def __init__(
+        self, knowledge_base: KnowledgeBase, generation: Generation, config: FaissConfig | None = None
+    ) -> None:
+        self._kb = knowledge_base
+        self._generation = generation
+        self._config = config or FaissConfig()
+        self._file = knowledge_base.path / f"faiss-{generation.id}.index"
+        self._state = knowledge_base.path / f"faiss-{generation.id}.state"
+        self._lock = threading.Lock()
+        self._revision = self._saved = ""
+        self._kind: Kind = "flat"
+        self._ids: Ids = np.zeros(0, np.int64)  # chunk id by position, -1 where dead
+        self._index: Any = None
+        self._load()
+
+    def search(self, vector: Vectors, k: int, allowed: Ids | None = None) -> list[tuple[int, float]]:
+        """(chunk id, cosine) of the k nearest chunks, nearest first, ties by id; only `allowed` ids where given."""
+        with self._lock:
+            self._refresh()
+            if k <= 0 or self._index is None:
+                return []
+            query = vector.reshape(1, -1)
+            found = self._search_alive(query, k) if allowed is None else self._search_allowed(query, k, allowed)
+        return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:k]
+
+    def save(self) -> None:
+        """Write the cache files where they are behind."""
+        import faiss
+
+        with self._lock:
+            self._refresh()
+            if self._saved == self._revision or self._index is None:
+                return
+            try:
+                with beside(self._file) as temporary:
+                    faiss.write_index(self._index, str(temporary))
+                    checksum = _checksum(temporary)
+                header = {"revision": self._revision, "kind": self._kind, "crc32": checksum}
+                write_cache(self._state, header, self._ids.tobytes())
+            except (OSError, RuntimeError) as error:  # the cache can always be made again; FAISS tells RuntimeError
+                logger.warning("cannot save %s (%s); it will be rebuilt when next opened", self._file.name, error)
+                return
+            self._saved = self._revision
+
+    def ids(self) -> Ids:
+        """Ids of the chunks it finds, ascending."""
+        with self._lock:
+            self._refresh()
+            return np.sort(self._ids[self._ids >= 0])
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of index in use."""
+        with self._lock:
+            self._refresh()
+            return self._kind
+
+    # -- following the knowledge base ------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        import faiss
+
+        cached = read_cache(self._state)
+        if cached is None:
+            return
+        header, payload = cached
+        if not self._kb.knows_revision(header["revision"]):
+            logger.info("%s belongs to another state of the knowledge base; rebuilding it", self._file.name)
+            return
+        try:
+            if _checksum(self._file) != header["crc32"]:
+                logger.warning("%s is damaged or of another moment; rebuilding it", self._file.name)
+                return
+            self._index = faiss.read_index(str(self._file))
+        except (OSError, RuntimeError) as error:
+            logger.warning("%s cannot be read (%s); rebuilding it", self._file.name, error)
+            return
+        self._ids, self._kind = np.frombuffer(payload, np.int64).copy(), header["kind"]
+        self._revision = self._saved = header["revision"]
+
+    def _refresh(self) -> None:
+        revision = self._kb.revision()
+        if revision == self._revision:
+            return
+        active = self._kb.chunk_ids()
+        held = self._ids[self._ids >= 0]
+        dead = len(self._ids) - np.isin(held, active).sum()
+        kind = self._choose_kind(len(active))
+        if self._index is None or kind != self._kind or dead > max(_DEAD_LEAST, _DEAD_SHARE * len(self._ids)):
+            self._build(kind, active)
+        else:
+            self._ids[~np.isin(self._ids, active)] = -1
+            self._add(np.setdiff1d(active, held))
+        self._revision = revision
+
+    def _choose_kind(self, vectors: int) -> Kind:
+        if self._config.index != "auto":
+            return self._config.index
+        limit = self._config.exact_up_to * 1024 / self._generation.dimensions
+        if self._kind == "rabitq" and self._index is not None:
+            limit *= 0.8  # not back and forth at the limit
+        # the fast scan packs eight dimensions into a byte
+        return "flat" if vectors <= limit or self._generation.dimensions % 8 else "rabitq"
+
+    def _build(self, kind: Kind, active: Ids) -> None:
+        import faiss
+
+        dimensions = self._generation.dimensions
+        factory = _KINDS[kind].factory.format(d=dimensions)
+        logger.info("FAISS index %s for %d vectors: %s", kind, len(active), _KINDS[kind].reason)
+        self._kind, self._ids = kind, np.zeros(0, np.int64)
+        self._index = None
+        if not len(active):
+            return
+        self._index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
+        if not self._index.is_trained:
+            sample = np.random.default_rng(0).choice(active, min(len(active), _TRAINING_VECTORS), replace=False)
+            self._index.train(np.concatenate([rows for _, rows in self._kb.vectors(self._generation.id, sample)]))
+        self._add(active)
+
+    def _add(self, ids: Ids) -> None:
+        for found, vectors in self._kb.vectors(self._generation.id, ids):
+            self._index.add(vectors)
+            self._ids = np.concatenate([self._ids, found])
+
+    # -- searching -----------------------------------------------------------------------------------------------
+
+    def _search_alive(self, query: Vectors, k: int) -> list[tuple[int, float]]:
+        total = len(self._ids)
+        fetch = min(k, total)
+        while fetch:
+            scores, positions = self._index.search(query, fetch, params=self._parameters(fetch))
+            found = self._hits(scores[0], positions[0])
+            if len(found) >= k or fetch == total:
+                return found
+            fetch = min(total, fetch * 4)
+        return []
+
+    def _search_allowed(self, query: Vectors, k: int, allowed: Ids) -> list[tuple[int, float]]:
+        """Exact search over the allowed positions only, in the part of the index that holds whole vectors."""
+        import faiss
+
+        mask = np.isin(self._ids, allowed) & (self._ids >= 0)
+        count = int(mask.sum())
+        if not count:
+            return []
+        bits = np.packbits(mask, bitorder="little")
+        whole = self._index
+        if self._kind in {"hnsw", "rabitq"}:
+            whole = faiss.downcast_index(whole.storage if self._kind == "hnsw" else whole.refine_index)
+        selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits))
+        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg] # SWIG adds it
+        scores, positions = whole.search(query, min(k, count), params=parameters)
+        return self._hits(scores[0], positions[0])
+
+    def _parameters(self, k: int) -> Any:
+        import faiss
+
+        if self._kind == "rabitq":
+            return faiss.IndexRefineSearchParameters(k_factor=max(6.0, _CANDIDATES / k))  # type: ignore[call-arg]
+        if self._kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(128, 2 * k))  # type: ignore[attr-defined]
+        return None
+
+    def _hits(self, scores: npt.NDArray[np.float32], positions: Ids) -> list[tuple[int, float]]:
+        return [
+            (int(self._ids[position]), float(score))
+            for position, score in zip(positions, scores, strict=True)
+            if position >= 0 and self._ids[position] >= 0
+        ]
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of a file, read piece by piece."""
+    checksum = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum

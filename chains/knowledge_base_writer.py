@@ -1,0 +1,385 @@
+"""Writer: every change to a knowledge base, each in one transaction; made by `KnowledgeBase.writer`.
+
+SQLite lets one transaction write at a time and the others wait for it, over all threads and processes; nothing slow
+(parsing, embedding) happens inside one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chains.embeddings import Vectors
+from chains.knowledge_base import (
+    Generation,
+    Ids,
+    KnowledgeBase,
+    KnowledgeBaseError,
+    SourceState,
+    batches,
+    marks,
+    translated,
+    vector_key,
+)
+
+_REVISIONS_KEPT = 1000  # a cache further behind is rebuilt
+
+Run = Callable[..., sqlite3.Cursor]
+
+
+@dataclass(frozen=True)
+class NewChunk:
+    """A chunk to be stored. `key` is its public id; `metadata` is what it has beside its document's."""
+
+    key: str
+    start: int
+    end: int
+    text: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class NewDocument:
+    """A document to be stored. Documents with the same `content_hash` share text, chunks and vectors."""
+
+    content_hash: str
+    title: str
+    text: str
+    metadata: Mapping[str, Any]
+    chunks: Sequence[NewChunk]
+
+
+class Writer:
+    """Changes one knowledge base from one thread."""
+
+    def __init__(self, knowledge_base: KnowledgeBase, connection: sqlite3.Connection) -> None:
+        self._kb = knowledge_base
+        self._connection = connection
+
+    # -- sources -------------------------------------------------------------------------------------------------
+
+    def begin_source(self, source: str, state: SourceState) -> tuple[int, int]:
+        """An inactive source to fill: (its id, documents it already holds).
+
+        One left behind by a run that died is taken up again when file and settings are the same, else dropped.
+        """
+        with self._transaction() as run:
+            rows = run("SELECT id, sha256, settings FROM sources WHERE source = ? AND active = 0", (source,)).fetchall()
+            resumed = [row[0] for row in rows if row[1:] == (state.sha256, state.settings) and state.sha256][:1]
+            for row in rows:
+                if row[0] not in resumed:
+                    _drop_source(run, row[0])
+            if resumed:
+                count = run("SELECT COUNT(*) FROM documents WHERE source_id = ?", (resumed[0],)).fetchone()[0]
+                return resumed[0], count
+            cursor = run(
+                "INSERT INTO sources (source, active, size, mtime_ns, sha256, settings, added)"
+                " VALUES (?, 0, ?, ?, ?, ?, ?)",
+                (source, state.size, state.mtime_ns, state.sha256, state.settings, _now()),
+            )
+        return int(cursor.lastrowid or 0), 0
+
+    def add_documents(self, source_id: int, documents: Sequence[NewDocument]) -> None:
+        """Store documents of a source that `begin_source` opened, in one transaction; their vectors come later.
+
+        Raises:
+            KnowledgeBaseError: the source was removed meanwhile.
+        """
+        with self._transaction() as run:
+            self._require_staged(run, source_id)
+            for entry in documents:
+                _insert(run, source_id, entry)
+
+    def activate(self, source_id: int) -> None:
+        """Make a filled source visible and drop the version it replaces, at once."""
+        with self._transaction() as run:
+            name = self._require_staged(run, source_id)
+            for (old,) in run("SELECT id FROM sources WHERE source = ? AND id <> ?", (name, source_id)).fetchall():
+                _drop_source(run, old)
+            run("UPDATE sources SET active = 1 WHERE id = ?", (source_id,))
+            _bump(run)
+
+    def _require_staged(self, run: Run, source_id: int) -> str:
+        row = run("SELECT source FROM sources WHERE id = ? AND active = 0", (source_id,)).fetchone()
+        if row is None:
+            raise KnowledgeBaseError(
+                "这个文档在导入过程中被移除了；需要的话请重新导入",
+                "this document was removed while it was being ingested; ingest it again if it is wanted",
+            )
+        return str(row[0])
+
+    def touch(self, source_id: int, state: SourceState) -> None:
+        """Remember a file's new size and time when its content turned out to be the same."""
+        with self._transaction() as run:
+            run("UPDATE sources SET size = ?, mtime_ns = ? WHERE id = ?", (state.size, state.mtime_ns, source_id))
+
+    def remove_sources(self, sources: Iterable[str]) -> int:
+        """Remove sources, half-written versions too, with everything derived from them; how many were visible.
+
+        The space goes back to the file system.
+        """
+        removed = 0
+        with self._transaction() as run:
+            for source in sources:
+                for source_id, active in run("SELECT id, active FROM sources WHERE source = ?", (source,)).fetchall():
+                    _drop_source(run, source_id)
+                    removed += active
+            if removed:
+                _bump(run)
+        self._give_back_space()
+        return removed
+
+    def remove_everything(self) -> None:
+        """Remove every source."""
+        with translated(self._kb.path):
+            rows = self._connection.execute("SELECT DISTINCT source FROM sources").fetchall()
+        self.remove_sources([row[0] for row in rows])
+
+    # -- chunks of Python callers --------------------------------------------------------------------------------
+
+    def replace_chunks(self, documents: Mapping[str, Sequence[NewDocument]], generation: int, vectors: Vectors) -> None:
+        """Store documents by source name, visible at once, in place of the chunks that have their keys.
+
+        One transaction: a failure leaves what was there. Contents must be new (no other document shares them).
+
+        Args:
+            documents: with their chunks.
+            generation: whose vectors these are.
+            vectors: (number of chunks, dimensions), in the order of the chunks.
+        """
+        keys = [chunk.key for entries in documents.values() for entry in entries for chunk in entry.chunks]
+        with self._transaction() as run:
+            _drop_chunks(run, keys)
+            row = 0
+            for source, entries in documents.items():
+                source_id = _source_id(run, source)
+                for entry in entries:
+                    ids = _insert(run, source_id, entry)
+                    _insert_vectors(run, generation, ids, vectors[row : row + len(ids)])
+                    row += len(ids)
+            _bump(run)
+
+    def remove_chunks(self, keys: Sequence[str]) -> int:
+        """Remove visible chunks by public id, and documents and sources left without any; how many were there."""
+        with self._transaction() as run:
+            removed = _drop_chunks(run, keys)
+            if removed:
+                _bump(run)
+        return removed
+
+    # -- generations ---------------------------------------------------------------------------------------------
+
+    def first_generation(self, fingerprint: str, probe: Vectors, embedder: Mapping[str, Any] | None) -> Generation:
+        """The generation that answers; where there is none yet, a new one."""
+        with self._transaction() as run:
+            if run("SELECT 1 FROM meta WHERE key = 'generation'").fetchone() is None:
+                _set_generation(run, _add_generation(run, fingerprint, probe, embedder))
+        generation = self._kb.generation()
+        assert generation is not None
+        return generation
+
+    def add_generation(self, fingerprint: str, probe: Vectors, embedder: Mapping[str, Any] | None) -> Generation:
+        """A new generation, to be filled with vectors and switched to."""
+        with self._transaction() as run:
+            number = _add_generation(run, fingerprint, probe, embedder)
+        return next(generation for generation in self._kb.generations() if generation.id == number)
+
+    def add_vectors(self, generation: int, ids: Ids, vectors: Vectors) -> None:
+        """Store vectors (n, dimensions) of those of the chunks that are still there."""
+        with self._transaction() as run:
+            _insert_vectors(run, generation, ids.tolist(), vectors)
+
+    def switch_generation(self, generation: int) -> None:
+        """Make a generation the one that answers, at once; it must have a vector of every chunk.
+
+        Raises:
+            KnowledgeBaseError: it has not.
+        """
+        with self._transaction() as run:
+            missing = run(
+                "SELECT COUNT(*) FROM chunks c WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE key = ? | c.id)",
+                (vector_key(generation, 0),),
+            ).fetchone()[0]
+            if missing:
+                raise KnowledgeBaseError(
+                    f"第 {generation} 代向量还缺 {missing} 个片段，不能切换；请重新运行 ragproj reembed",
+                    f"generation {generation} has no vector of {missing} chunks yet; run ragproj reembed again",
+                )
+            run("INSERT OR REPLACE INTO meta SELECT 'previous_generation', value FROM meta WHERE key = 'generation'")
+            _set_generation(run, generation)
+            _bump(run)
+
+    def drop_generation(self, generation: int) -> None:
+        """Remove a generation's vectors; not the one that answers."""
+        with self._transaction() as run:
+            low, high = vector_key(generation, 0), vector_key(generation + 1, 0)
+            run("DELETE FROM vectors WHERE key >= ? AND key < ?", (low, high))
+            run("DELETE FROM generations WHERE id = ?", (generation,))
+        self._give_back_space()
+
+    def _give_back_space(self) -> None:
+        with translated(self._kb.path):
+            self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Run]:
+        with translated(self._kb.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection.execute
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk may have rolled back already
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+def content_hash(*parts: Any) -> str:
+    """The hash under which equal contents are found: of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def _insert(run: Run, source_id: int, entry: NewDocument) -> list[int]:
+    """Store a document; ids of the chunks stored for it, none where it shares a content that is there already."""
+    row = run("SELECT id FROM contents WHERE hash = ?", (entry.content_hash,)).fetchone()
+    ids: list[int] = []
+    if row is not None:
+        content = int(row[0])
+    else:
+        cursor = run(
+            "INSERT INTO contents (hash, title, text) VALUES (?, ?, ?)", (entry.content_hash, entry.title, entry.text)
+        )
+        content = int(cursor.lastrowid or 0)
+        for chunk in entry.chunks:
+            cursor = run(
+                "INSERT INTO chunks (key, content_id, start, end, text, metadata) VALUES (?, ?, ?, ?, ?, ?)",
+                (chunk.key, content, chunk.start, chunk.end, chunk.text, _json(chunk.metadata)),
+            )
+            ids.append(int(cursor.lastrowid or 0))
+    run(
+        "INSERT INTO documents (source_id, content_id, title, metadata, characters) VALUES (?, ?, ?, ?, ?)",
+        (source_id, content, entry.title, _json(entry.metadata), len(entry.text)),
+    )
+    return ids
+
+
+def _insert_vectors(run: Run, generation: int, ids: Sequence[int], vectors: Vectors) -> None:
+    for chunk_id, vector in zip(ids, vectors, strict=True):
+        run(
+            "INSERT OR REPLACE INTO vectors SELECT ?, ? WHERE EXISTS (SELECT 1 FROM chunks WHERE id = ?)",
+            (vector_key(generation, chunk_id), _to_blob(vector), chunk_id),
+        )
+
+
+def _add_generation(run: Run, fingerprint: str, probe: Vectors, embedder: Mapping[str, Any] | None) -> int:
+    cursor = run(
+        "INSERT INTO generations (fingerprint, dimensions, probe, created, embedder) VALUES (?, ?, ?, ?, ?)",
+        (fingerprint, len(probe), _to_blob(probe), _now(), None if embedder is None else _json(embedder)),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def _drop_source(run: Run, source_id: int) -> None:
+    contents = [row[0] for row in run("SELECT content_id FROM documents WHERE source_id = ?", (source_id,))]
+    run("DELETE FROM documents WHERE source_id = ?", (source_id,))
+    run("DELETE FROM sources WHERE id = ?", (source_id,))
+    for part in batches(contents):
+        _drop_unused_contents(run, part)
+
+
+def _drop_unused_contents(run: Run, contents: list[int]) -> None:
+    """Those of the contents that no document holds any more, with their chunks and vectors."""
+    unused = [
+        row[0]
+        for row in run(
+            f"SELECT id FROM contents t WHERE id IN ({marks(contents)})"
+            " AND NOT EXISTS (SELECT 1 FROM documents WHERE content_id = t.id)",
+            contents,
+        )
+    ]
+    listed = marks(unused)
+    run(
+        "DELETE FROM vectors WHERE key IN (SELECT g.id << 40 | c.id FROM chunks c, generations g"
+        f" WHERE c.content_id IN ({listed}))",
+        unused,
+    )
+    run(f"DELETE FROM chunks WHERE content_id IN ({listed})", unused)
+    run(f"DELETE FROM contents WHERE id IN ({listed})", unused)
+
+
+def _drop_chunks(run: Run, keys: Sequence[str]) -> int:
+    """Remove chunks that readers see, and what is left without any: their contents, documents and sources."""
+    removed = 0
+    for part in batches(list(keys)):
+        rows = run(
+            f"SELECT c.id, c.content_id FROM chunks c WHERE c.key IN ({marks(part)}) AND EXISTS (SELECT 1"
+            " FROM documents d JOIN sources s ON s.id = d.source_id"
+            " WHERE s.active = 1 AND d.content_id = c.content_id)",
+            part,
+        ).fetchall()
+        for chunk, content in rows:
+            run("DELETE FROM vectors WHERE key IN (SELECT id << 40 | ? FROM generations)", (chunk,))
+            run("DELETE FROM chunks WHERE id = ?", (chunk,))
+            if run("SELECT 1 FROM chunks WHERE content_id = ?", (content,)).fetchone() is None:
+                _drop_content(run, content)
+        removed += len(rows)
+    return removed
+
+
+def _drop_content(run: Run, content: int) -> None:
+    """Remove a content without chunks with its visible documents; a source in the making keeps counting its own."""
+    sources = [
+        row[0]
+        for row in run(
+            "SELECT s.id FROM documents d JOIN sources s ON s.id = d.source_id AND s.active = 1 WHERE d.content_id = ?",
+            (content,),
+        )
+    ]
+    for source in sources:
+        run("DELETE FROM documents WHERE content_id = ? AND source_id = ?", (content, source))
+        run(
+            "DELETE FROM sources WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM documents WHERE source_id = ?1)", (source,)
+        )
+    _drop_unused_contents(run, [content])
+
+
+def _source_id(run: Run, source: str) -> int:
+    """The active source of that name, made if need be: where Python callers' documents go."""
+    row = run("SELECT id FROM sources WHERE source = ? AND active = 1", (source,)).fetchone()
+    if row is not None:
+        return int(row[0])
+    cursor = run("INSERT INTO sources (source, active, added) VALUES (?, 1, ?)", (source, _now()))
+    return int(cursor.lastrowid or 0)
+
+
+def _set_generation(run: Run, generation: int) -> None:
+    run("INSERT OR REPLACE INTO meta VALUES ('generation', ?)", (str(generation),))
+
+
+def _bump(run: Run) -> None:
+    # random, not a number: a restored backup counts the same numbers again for other contents
+    run("INSERT INTO revisions (token) VALUES (?)", (uuid.uuid4().hex,))
+    run("DELETE FROM revisions WHERE id <= (SELECT MAX(id) FROM revisions) - ?", (_REVISIONS_KEPT,))
+
+
+def _json(metadata: Mapping[str, Any]) -> str:
+    return json.dumps(dict(metadata), ensure_ascii=False)
+
+
+def _to_blob(vector: Vectors) -> bytes:
+    # half precision: the cosine moves by less than 1e-6, the database is half the size
+    return vector.astype(np.float16).tobytes()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
