@@ -187,9 +187,7 @@ def reembed(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(vars(report))
     elif report.switched:
-        print(
-            f"已切换到 {report.fingerprint}，新生成 {report.embedded} 个向量 / switched, vectors made: {report.embedded}"
-        )
+        print(f"已切换到 {report.fingerprint}，新生成向量 {report.embedded} 个 / switched; vectors made")
     else:
         print(f"已经在用 {report.fingerprint}，无需更换 / in use already, nothing to do")
     return 0
