@@ -21,6 +21,7 @@ _PAIR_GAINS = 0.2  # of a statement's information, what a second sentence must a
 _LARGEST_GAP = 4  # characters between neighbouring pieces: a loose comma, white space between lines
 # Headings, code fences, rules and the line under a table's header tell nothing by themselves.
 _NOT_QUOTED = re.compile(r"#{1,6}\s|```|~~~|-{3,}$|\|[\s|:-]+\|$", re.MULTILINE)
+_WORDS = re.compile(r"[^\W\d_]{2}")  # two letters or Han characters in a row; a bare number tells nothing
 _LOOSE_ENDS = "，、；：,;: \t\n\r\u3000"
 
 
@@ -110,12 +111,14 @@ def _pieces(number: int, passage: str, clauses: Sequence[Clause], chances: Colum
     A Markdown heading is left out, and so ends a run: what stands under the next heading is another matter.
     """
     scored = zip(clauses, chances, strict=True)
+    worded = _WORDS.search(passage) is not None
     for _, group in itertools.groupby(scored, key=lambda pair: pair[0].sentence):
         sentence = [Quote(number, clause.start, clause.end, float(chance)) for clause, chance in group]
         if sentence[-1].end - sentence[0].start <= whole:
             sentence = [_joined(sentence)]
         for piece in sentence:
-            if _NOT_QUOTED.match(passage, piece.start):
+            bare = worded and not _WORDS.search(passage, piece.start, piece.end)
+            if bare or _NOT_QUOTED.match(passage, piece.start):
                 continue
             end = piece.start + len(passage[piece.start : piece.end].rstrip(_LOOSE_ENDS))
             if end > piece.start:

@@ -350,10 +350,12 @@ class KnowledgeBase:
         """Ids of chunks that are not their content's text at their offsets."""
         wrong: list[int] = []
         for (content,) in self._rows("SELECT id FROM contents ORDER BY id"):
-            row = self._row("SELECT text FROM contents WHERE id = ?", content)
-            text = "" if row is None else row[0]
-            chunks = self._rows("SELECT id, start, end, text FROM chunks WHERE content_id = ?", content)
-            wrong += [chunk for chunk, start, end, part in chunks if text[start:end] != part]
+            rows = self._rows(
+                "SELECT t.text, c.id, c.start, c.end, c.text FROM contents t JOIN chunks c ON c.content_id = t.id"
+                " WHERE t.id = ?",
+                content,
+            )
+            wrong += [chunk for text, chunk, start, end, part in rows if text[start:end] != part]
         return wrong
 
     def matching_ids(self, condition: MetadataFilter) -> Ids:
@@ -437,9 +439,12 @@ class KnowledgeBase:
                 f"knowledge base {self.path} has format {version}, this program knows up to {schema.SCHEMA_VERSION};"
                 " upgrade ragproj",
             )
-        if version < schema.SCHEMA_VERSION:
-            with translated(self.path), self._creation_lock():
-                schema.migrate(self._connection())
+        with translated(self.path):
+            if not schema.is_current(self._connection()):
+                with self._creation_lock():
+                    schema.migrate(self._connection())
+                for name in schema.OLD_FILES:
+                    (self.path / name).unlink(missing_ok=True)
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)

@@ -228,7 +228,8 @@ class Writer:
 
     def _give_back_space(self) -> None:
         with translated(self._kb.path):
-            self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+            # a script: `execute` would step the pragma once, which frees a single page
+            self._connection.executescript("PRAGMA incremental_vacuum;")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextlib.contextmanager

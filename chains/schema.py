@@ -10,6 +10,10 @@ APPLICATION_ID = 0x52414750  # "RAGP"
 # vectors.key is generation << 40 | chunk id: a rowid table keeps a vector within its page, a composite key would not.
 GENERATION_SHIFT = 40
 
+_INCREMENTAL = 2  # what `PRAGMA auto_vacuum` says for INCREMENTAL
+# Caches of version 1, which nothing reads any more; they hold vectors of documents that may be removed by now.
+OLD_FILES = ("faiss.index", "write.lock")
+
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE revisions (id INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL);
@@ -74,6 +78,8 @@ INSERT INTO contents SELECT id, 'version-1:' || id, COALESCE(title, ''), text FR
 INSERT INTO documents SELECT id, source_id, id, COALESCE(title, ''), '{}', characters FROM documents_1;
 INSERT INTO chunks SELECT id, key, document_id, start, end, text, metadata FROM chunks_1;
 DROP TABLE documents_1;
+DELETE FROM sqlite_sequence WHERE name = 'chunks';
+INSERT INTO sqlite_sequence SELECT 'chunks', seq FROM sqlite_sequence WHERE name = 'chunks_1';
 DROP TABLE chunks_1;
 """,
 }
@@ -88,8 +94,24 @@ def create(connection: sqlite3.Connection) -> None:
     )
 
 
+def is_current(connection: sqlite3.Connection) -> bool:
+    """Whether there is nothing for `migrate` to do."""
+    return _number(connection, "user_version") == SCHEMA_VERSION and _number(connection, "auto_vacuum") == _INCREMENTAL
+
+
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring an older database up to this version; a crash leaves the version before."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    for step in range(version, SCHEMA_VERSION):
-        connection.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
+    """Bring an older database up to this version; a crash or an error leaves the version before."""
+    for step in range(_number(connection, "user_version"), SCHEMA_VERSION):
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    if _number(connection, "auto_vacuum") != _INCREMENTAL:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("VACUUM")
+
+
+def _number(connection: sqlite3.Connection, pragma: str) -> int:
+    return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])

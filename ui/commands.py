@@ -164,9 +164,7 @@ def check(arguments: argparse.Namespace) -> int:
         for problem in report.problems:
             print(f"✗ {problem}")
         verdict = "一致 / consistent" if report.ok else f"{len(report.problems)} 个问题 / problems"
-        print(
-            f"{report.sources} 个文档 / documents，{report.chunks} 个片段 / chunks：{verdict}，{report.seconds:.1f} 秒 / s"
-        )
+        print(f"{report.sources} 个文档 / documents，{report.chunks} 个片段 / chunks：{verdict}")
     return 0 if report.ok else 1
 
 

@@ -11,6 +11,7 @@ from loaders.formats.blocks import Block, Content
 from loaders.formats.containers import read_text
 from loaders.text import normalise
 
+_COMMENT = re.compile(r"\s*(?:<!--(?:(?!-->).)*-->\s*)+", re.DOTALL)
 _FRONT_MATTER = re.compile(r"---\n(.*?\n)(?:---|\.\.\.)(?:\n|\Z)", re.DOTALL)
 _FRONT_TITLE = re.compile(r"^title:\s*[\"']?(.+?)[\"']?\s*$", re.MULTILINE)
 _UNSPACED_HEADING = re.compile(
@@ -46,7 +47,10 @@ def markdown_blocks(text: str) -> Iterator[Block]:
 
 
 def _structure(text: str, lines: list[str]) -> Iterator[tuple[int, int, Block]]:
-    """(first line, line after the last, block) of each heading and table outside lists, quotes and code."""
+    """(first line, line after the last, block) of each heading, table and comment outside lists, quotes and code.
+
+    A comment's block is empty: it is not part of what the document says.
+    """
     for token in _parse(text):
         if token.level or not token.map:
             continue
@@ -58,6 +62,8 @@ def _structure(text: str, lines: list[str]) -> Iterator[tuple[int, int, Block]]:
         elif token.type == "table_open":
             header = "\n".join(line.strip() for line in lines[start : start + 2])
             yield start, end, Block("\n".join(line.strip() for line in lines[start + 2 : end]), header=header)
+        elif token.type == "html_block" and _COMMENT.fullmatch(token.content):
+            yield start, end, Block("")
         elif token.type == "paragraph_open":
             for number in range(start, end):
                 if heading := _UNSPACED_HEADING.match(lines[number]):

@@ -291,3 +291,9 @@ def test_support_takes_two_sentences_where_one_is_half_of_it() -> None:
     support = find_support("甲方三十日内付款，逾期每日加收万分之五违约金", passage)
     assert support is not None
     assert passage[support.start : support.end] == "甲方应在三十日内付款。逾期按日加收万分之五的违约金。"
+
+
+def test_bare_numbers_and_marks_are_not_quoted() -> None:
+    passage = "0.000\n<!\n---\n试用期工资不得低于百分之八十。"
+    quotes = select_quotes("试用期工资是多少？", [passage])
+    assert [passage[quote.start : quote.end] for quote in quotes] == ["试用期工资不得低于百分之八十。"]

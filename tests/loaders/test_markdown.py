@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loaders.formats.blocks import Parsed
-from loaders.formats.markdown import markdown_blocks
+from loaders.formats.markdown import markdown_blocks, read_markdown
 
 Write = Callable[[str, str | bytes], Path]
 ReadOne = Callable[..., Parsed]
@@ -83,3 +83,12 @@ def test_hostile_repetition_stays_fast(unit: str) -> None:
     started = time.perf_counter()
     list(markdown_blocks(unit * 20_000))
     assert time.perf_counter() - started < 5
+
+
+def test_comments_are_not_part_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# 标题\n\n<!-- INFO END -->\n\n正文。\n\n```html\n<!-- 代码里的保留 -->\n```\n", encoding="utf-8")
+    text = "\n".join(block.text for block in read_markdown(path).blocks)
+    assert "INFO" not in text
+    assert "正文。" in text
+    assert "代码里的保留" in text
