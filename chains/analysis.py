@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Iterator
 
 # Han, with extensions A-B and compatibility forms; kana and hangul are searched by bigrams the same way.
 _CJK = "㐀-䶿一-鿿豈-﫿\U00020000-\U0002a6df぀-ヿ가-힣"
@@ -18,14 +19,29 @@ def fold(text: str) -> str:
 
 def terms(text: str) -> list[str]:
     """Search terms of `text` in order: Han bigrams (a lone character by itself) and whole Latin or digit words."""
+    return [term for is_word, run in _runs(text) for term in ([run] if is_word else _pairs(run))]
+
+
+def index_terms(text: str) -> list[str]:
+    """What the full-text index holds of `text`: its search terms, and of longer Han runs also each character.
+
+    Pairs find what is worded alike, single characters also what is worded a little differently (离职, 辞职).
+    `benchmarks/retrieval_quality.py --terms` measures both against pairs alone and against dictionary words.
+    """
     found: list[str] = []
-    for run in _RUNS.finditer(fold(text)):
-        piece = run.group()
-        if run.lastgroup == "word" or len(piece) == 1:
-            found.append(piece)
-        else:
-            found.extend(piece[i : i + 2] for i in range(len(piece) - 1))
+    for is_word, run in _runs(text):
+        found.extend([run] if is_word else _pairs(run))
+        found.extend(run if not is_word and len(run) > 1 else "")
     return found
+
+
+def _runs(text: str) -> Iterator[tuple[bool, str]]:
+    """(whether it is a Latin or digit word, not Han; the folded run) for each run of either, in order."""
+    return ((run.lastgroup == "word", run.group()) for run in _RUNS.finditer(fold(text)))
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[i : i + 2] for i in range(len(run) - 1)] or [run]
 
 
 def is_cjk(character: str) -> bool:

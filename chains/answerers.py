@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
@@ -56,6 +56,10 @@ class Citation(TypedDict):
     start: int
     end: int
     quote: str
+    slide: NotRequired[int]
+    sheet: NotRequired[str]
+    also_in: NotRequired[list[dict[str, str]]]
+    """further sources with the same text"""
 
 
 class Answerer(RunnableSerializable[AnswerInput, AddableDict]):
@@ -238,7 +242,7 @@ def cite(n: int, passage: Document, start: int, end: int) -> Citation:
     start_of_passage = passage.metadata.get("start")
     offset = start_of_passage if isinstance(start_of_passage, int) else 0
     metadata = passage.metadata
-    return Citation(
+    citation = Citation(
         n=n,
         source=str(metadata.get("source", "")),
         document_id=metadata.get("document_id"),
@@ -247,3 +251,10 @@ def cite(n: int, passage: Document, start: int, end: int) -> Citation:
         end=offset + end,
         quote=passage.page_content[start:end],
     )
+    if "slide" in metadata:
+        citation["slide"] = metadata["slide"]
+    if "sheet" in metadata:
+        citation["sheet"] = metadata["sheet"]
+    if "also_in" in metadata:
+        citation["also_in"] = metadata["also_in"]
+    return citation

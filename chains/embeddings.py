@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -91,13 +91,15 @@ def unit_length(vectors: Vectors) -> Vectors:
     return np.asarray(vectors / np.where(norms == 0, 1, norms), dtype=np.float32)
 
 
-def count_tokens(embeddings: Embeddings, text: str) -> int:
-    """Tokens of a text as the embedder counts them; without a count of its own, one per Han character, four bytes else.
+def token_counter(embeddings: Embeddings) -> Callable[[str], int]:
+    """What counts a text's tokens as the embedder does; for one that does not say, an estimate.
 
-    A plain estimate: WordPiece vocabularies have one token per Han character and about four letters in a Latin one.
+    The estimate: WordPiece vocabularies have one token per Han character and about four letters in a Latin one.
     """
-    if isinstance(embeddings, TokenLimited):
-        return embeddings.count_tokens(text)
+    return embeddings.count_tokens if isinstance(embeddings, TokenLimited) else _estimated_tokens
+
+
+def _estimated_tokens(text: str) -> int:
     wide = sum(character > "\u2e7f" for character in text)
     return wide + (len(text) - wide + 3) // 4
 

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from chains.analysis import terms
+from chains.analysis import index_terms, terms
 from chains.caches import read_cache, write_cache
+from chains.clause_scores import read_question
 from chains.knowledge_base import Ids, KnowledgeBase
 
 logger = logging.getLogger(__name__)
 
 _MAX_TERMS = 256  # of a question; more would be a document
+_LEAST_BITS = 2.0  # of a single character asked for: 的, 是, 在 stand everywhere
 _HEAP_BYTES = 64 << 20
-_FORMAT = 1  # of the terms and the schema; raise it when either changes and every index is rebuilt
+_FORMAT = 2  # of the terms and the schema; raise it when either changes and every index is rebuilt
 
 
 class FullTextIndex:
@@ -44,7 +46,7 @@ class FullTextIndex:
         """(chunk id, BM25 score) of the k best chunks, best first, ties by id; only `allowed` ids where given."""
         import tantivy
 
-        words = list(dict.fromkeys(terms(query)))[:_MAX_TERMS]
+        words = query_terms(query)
         with self._lock:
             self._refresh(wait_s=2.0)
             if not words or self._index is None or k <= 0:
@@ -141,7 +143,7 @@ class FullTextIndex:
         for chunk_id, text in self._kb.index_texts(np.setdiff1d(active, held)):
             document = tantivy.Document()
             document.add_integer("id", chunk_id)
-            document.add_text("text", " ".join(terms(text)))
+            document.add_text("text", " ".join(index_terms(text)))
             writer.add_document(document)
         writer.commit()
         writer.wait_merging_threads()
@@ -160,6 +162,16 @@ class FullTextIndex:
             self._folder = folder
         self._index.reload()
         self._revision = revision
+
+
+def query_terms(question: str) -> list[str]:
+    """What is asked of the index: pairs, words and telling single characters, each once, question words left out.
+
+    A question of nothing but such words is asked for as it stands.
+    """
+    asked = read_question(question)
+    telling = (character for character, bits in asked.characters.items() if bits >= _LEAST_BITS)
+    return list(dict.fromkeys([*asked.pairs, *telling] or terms(question)))[:_MAX_TERMS]
 
 
 def _schema() -> Any:

@@ -17,10 +17,10 @@ from typing import Any, cast
 import numpy as np
 from langchain_core.documents import Document
 
-from chains.embeddings import Vectors, count_tokens, embed_documents, max_tokens
+from chains.embeddings import Vectors, embed_documents, max_tokens, token_counter
 from chains.fulltext import FullTextIndex
 from chains.knowledge_base import Generation, SourceState
-from chains.knowledge_base_writer import NewChunk, NewDocument, Writer, content_hash
+from chains.knowledge_base_writer import GenerationChangedError, NewChunk, NewDocument, Writer, content_hash
 from chains.vectorstores import FaissVectorStore
 from loaders.documents import LoaderConfig, check_path, find_files, load_documents
 from loaders.errors import LoadError, RagProjError
@@ -83,6 +83,7 @@ class Ingestor:
         self._kb = store.knowledge_base
         self._fulltext = fulltext
         self._loader = loader or LoaderConfig()
+        self._count_tokens = token_counter(store.embeddings)
         self._splitter = _fit(splitter or SplitterConfig(), max_tokens(store.embeddings))
         # what a stored file depends on beside its bytes
         settings = {"pipeline": _PIPELINE_VERSION, "ocr": self._loader.ocr, **self._splitter.model_dump()}
@@ -200,8 +201,12 @@ class Ingestor:
         for batch in _batches(self._new_document(document) for document in remaining):
             run.check()
             writer.add_documents(source_id, batch)
-        self._embed(writer, source_id, path, generation, run)
-        writer.activate(source_id)
+        while True:
+            self._embed(writer, source_id, path, generation, run)
+            try:
+                return writer.activate(source_id, generation.id)
+            except GenerationChangedError:
+                generation = self._store.ensure_generation()  # or refused by name: by another embedder
 
     def _new_document(self, document: Document) -> NewDocument:
         metadata = {key: value for key, value in document.metadata.items() if key != "marks"}
@@ -213,9 +218,6 @@ class Ingestor:
         chunks = split_document(document, self._splitter, self._count_tokens)
         new = [_new_chunk(chunk, identity, set(metadata)) for chunk in chunks]
         return NewDocument(identity, title, text, metadata, new)
-
-    def _count_tokens(self, text: str) -> int:
-        return count_tokens(self._store.embeddings, text)
 
     def _embed(self, writer: Writer, source_id: int, path: Path, generation: Generation, run: _Run) -> None:
         """Give every chunk of a staged source its vector: the one its text had before, or a new one."""

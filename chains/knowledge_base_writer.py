@@ -99,9 +99,19 @@ class Writer:
             for entry in documents:
                 _insert(run, source_id, entry)
 
-    def activate(self, source_id: int) -> None:
-        """Make a filled source visible and drop the version it replaces, at once."""
+    def activate(self, source_id: int, generation: int) -> None:
+        """Make a filled source visible and drop the version it replaces, at once.
+
+        Args:
+            source_id: from `begin_source`.
+            generation: whose vectors its chunks have.
+
+        Raises:
+            GenerationChangedError: another generation answers by now; the chunks need vectors of that one.
+            KnowledgeBaseError: the source was removed meanwhile.
+        """
         with self._transaction() as run:
+            _require_generation(run, generation)
             name = self._require_staged(run, source_id)
             for (old,) in run("SELECT id FROM sources WHERE source = ? AND id <> ?", (name, source_id)).fetchall():
                 _drop_source(run, old)
@@ -158,6 +168,7 @@ class Writer:
         """
         keys = [chunk.key for entries in documents.values() for entry in entries for chunk in entry.chunks]
         with self._transaction() as run:
+            _require_generation(run, generation)
             _drop_chunks(run, keys)
             row = 0
             for source, entries in documents.items():
@@ -243,6 +254,19 @@ class Writer:
                 if self._connection.in_transaction:  # a full disk may have rolled back already
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+class GenerationChangedError(KnowledgeBaseError):
+    """Another generation of vectors was switched to in the middle of a write."""
+
+
+def _require_generation(run: Run, generation: int) -> None:
+    row = run("SELECT value FROM meta WHERE key = 'generation'").fetchone()
+    if row is None or int(row[0]) != generation:
+        raise GenerationChangedError(
+            "写入期间知识库换用了另一个嵌入模型的向量，请重试",
+            "the knowledge base changed over to another embedder's vectors during this write; try again",
+        )
 
 
 def content_hash(*parts: Any) -> str:

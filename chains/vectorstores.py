@@ -234,11 +234,13 @@ class FaissVectorStore(VectorStore):
 
     def ensure_generation(self) -> Generation:
         """The generation to write into, checked against the embedder; the first write makes it."""
-        with self._lock:
-            answering = self.knowledge_base.generation()
-            if self._generation is not None and answering is not None and answering.id != self._generation.id:
-                self._generation = None  # switched by somebody else; check again
-        generation = self.check_embedder()
+        answering, generation = self.knowledge_base.generation(), self.check_embedder()
+        if generation is not None and answering is not None and answering.id != generation.id:
+            # switched by somebody else: questions are still answered from the kept vectors, nothing is written to them
+            _require_same_embedder(answering, self._embeddings, self.knowledge_base.path)
+            with self._lock:
+                self._generation, self._index = answering, None
+                return answering
         if generation is None:
             name, probe = identify(self._embeddings)
             self.knowledge_base.writer().first_generation(name, probe, self.embedder)

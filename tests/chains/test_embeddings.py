@@ -11,11 +11,11 @@ from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from chains import embeddings as module
 from chains.embeddings import (
     Vectors,
-    count_tokens,
     embed_documents,
     embed_query,
     fingerprint,
     max_tokens,
+    token_counter,
     unit_length,
 )
 from chains.lexical_embeddings import LexicalEmbeddings
@@ -138,7 +138,7 @@ def test_the_probe_tells_embedders_apart() -> None:
 
 
 def test_tokens_are_counted_by_the_embedder_where_it_can() -> None:
-    assert count_tokens(Own(), "abc") == 6
+    assert token_counter(Own())("abc") == 6
     assert max_tokens(Own()) == 77
     assert max_tokens(Plain()) is None
 
@@ -156,8 +156,8 @@ def test_tokens_are_counted_by_the_embedder_where_it_can() -> None:
     ],
 )
 def test_without_a_count_han_characters_and_four_letters_are_a_token_each(text: str, tokens: int) -> None:
-    assert count_tokens(Plain(), text) == tokens
+    assert token_counter(Plain())(text) == tokens
 
 
 def test_the_estimate_never_says_nothing_for_something() -> None:
-    assert all(count_tokens(Plain(), "a" * length) >= 1 for length in range(1, 9))
+    assert all(token_counter(Plain())("a" * length) >= 1 for length in range(1, 9))
