@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 Kind = Literal["flat", "sq8", "hnsw", "rabitq"]
 
 _TRAINING_VECTORS = 50_000
+_LEAST_TRAINED = 1_000
 _DEAD_SHARE = 0.2  # of the positions, from which on the index is built anew without them
-_DEAD_LEAST = 1_000
 _CANDIDATES = 600  # rescored by the second stage of `rabitq`; recall@10 .98 on 118k and 1M lexical vectors
 
 
@@ -57,7 +57,8 @@ class FaissConfig(Config):
 class FaissIndex:
     """Inner-product search over one generation's vectors.
 
-    Removed vectors stay in the index as dead positions, which a search passes over, until they are a fifth of it.
+    Where vectors cannot be taken out of an index one by one, they stay as dead positions, which a search passes over,
+    until they are a fifth of it.
     """
 
     def __init__(
@@ -91,7 +92,12 @@ class FaissIndex:
 
         with self._lock:
             self._refresh()
-            if self._saved == self._revision or self._index is None:
+            if self._saved == self._revision:
+                return
+            if self._index is None:  # nothing is left to find, nor to keep
+                self._file.unlink(missing_ok=True)
+                self._state.unlink(missing_ok=True)
+                self._saved = self._revision
                 return
             try:
                 with beside(self._file) as temporary:
@@ -138,6 +144,10 @@ class FaissIndex:
             logger.warning("%s cannot be read (%s); rebuilding it", self._file.name, error)
             return
         self._ids, self._kind = np.frombuffer(payload, np.int64).copy(), header["kind"]
+        if self._choose_kind(len(self._ids)) != self._kind:
+            logger.info("%s is of another kind than the config asks for; rebuilding it", self._file.name)
+            self._index = None
+            return
         self._revision = self._saved = header["revision"]
 
     def _refresh(self) -> None:
@@ -148,16 +158,17 @@ class FaissIndex:
         held = self._ids[self._ids >= 0]
         dead = len(self._ids) - np.isin(held, active).sum()
         kind = self._choose_kind(len(active))
-        if self._index is None or kind != self._kind or dead > max(_DEAD_LEAST, _DEAD_SHARE * len(self._ids)):
+        if self._index is None or kind != self._kind or dead > _DEAD_SHARE * len(self._ids):
             self._build(kind, active)
         else:
-            self._ids[~np.isin(self._ids, active)] = -1
+            self._drop(~np.isin(self._ids, active))
             self._add(np.setdiff1d(active, held))
         self._revision = revision
 
     def _choose_kind(self, vectors: int) -> Kind:
         if self._config.index != "auto":
-            return self._config.index
+            # the others learn their codes from the vectors, which takes some
+            return self._config.index if vectors >= _LEAST_TRAINED else "flat"
         limit = self._config.exact_up_to * 1024 / self._generation.dimensions
         if self._kind == "rabitq" and self._index is not None:
             limit *= 0.8  # not back and forth at the limit
@@ -177,8 +188,25 @@ class FaissIndex:
         self._index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
         if not self._index.is_trained:
             sample = np.random.default_rng(0).choice(active, min(len(active), _TRAINING_VECTORS), replace=False)
-            self._index.train(np.concatenate([rows for _, rows in self._kb.vectors(self._generation.id, sample)]))
+            rows = [vectors for _, vectors in self._kb.vectors(self._generation.id, sample)]
+            if not rows:  # this generation has no vector yet
+                self._index = None
+                return
+            self._index.train(np.concatenate(rows))
         self._add(active)
+
+    def _drop(self, gone: npt.NDArray[np.bool_]) -> None:
+        """Take positions out: really, where the index is a plain array; else they stay, dead, until the next build."""
+        import faiss
+
+        if not gone.any():
+            return
+        if self._kind in {"flat", "sq8"}:
+            bits = np.packbits(gone, bitorder="little")
+            self._index.remove_ids(faiss.IDSelectorBitmap(len(gone), faiss.swig_ptr(bits)))
+            self._ids = self._ids[~gone]
+        else:
+            self._ids[gone] = -1
 
     def _add(self, ids: Ids) -> None:
         for found, vectors in self._kb.vectors(self._generation.id, ids):

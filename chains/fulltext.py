@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 _MAX_TERMS = 256  # of a question; more would be a document
 _LEAST_BITS = 2.0  # of a single character asked for: 的, 是, 在 stand everywhere
+# tantivy only marks what is removed and drops its words when segments are merged, some day. An index this small (a
+# second's work), or with so much to remove, is written anew without them.
+_SOON_REBUILT = 20_000
+_DEAD_SHARE = 0.1
 _HEAP_BYTES = 64 << 20
 _FORMAT = 2  # of the terms and the schema; raise it when either changes and every index is rebuilt
 
@@ -107,10 +111,13 @@ class FullTextIndex:
     def _catch_up(self, revision: str) -> None:
         state = self._read_state()
         if state is None:
-            self._write(f"index-{uuid.uuid4().hex[:12]}", revision, np.zeros(0, np.int64), self._kb.chunk_ids())
+            self._write(_new_folder(), revision, np.zeros(0, np.int64), self._kb.chunk_ids())
         elif state[0] != revision:
-            folder, held = state[1], state[2]
-            self._write(folder, revision, held, self._kb.chunk_ids())
+            folder, held, active = state[1], state[2], self._kb.chunk_ids()
+            gone = len(np.setdiff1d(held, active))
+            if gone and (gone > _DEAD_SHARE * len(held) or len(active) <= _SOON_REBUILT):
+                folder, held = _new_folder(), np.zeros(0, np.int64)
+            self._write(folder, revision, held, active)
         else:
             self._open(state[1], revision)
 
@@ -172,6 +179,10 @@ def query_terms(question: str) -> list[str]:
     asked = read_question(question)
     telling = (character for character, bits in asked.characters.items() if bits >= _LEAST_BITS)
     return list(dict.fromkeys([*asked.pairs, *telling] or terms(question)))[:_MAX_TERMS]
+
+
+def _new_folder() -> str:
+    return f"index-{uuid.uuid4().hex[:12]}"
 
 
 def _schema() -> Any:

@@ -42,10 +42,12 @@ _LOCKS = 64  # for all sources together: a lock file each would never go away
 _BATCH = 500  # ids in one IN (...) list, well below SQLite's limit
 _VECTOR_BATCH = 4096
 
-# Contents that only sources in the making hold: their chunks are not visible yet.
-_HIDDEN = (
+# A condition on `chunks`: not of contents that only sources in the making hold. In the statement itself, so that it
+# speaks of the same moment; mostly nothing is in the making, and the first half is all that is looked at.
+_VISIBLE = (
+    "(NOT EXISTS (SELECT 1 FROM sources WHERE active = 0) OR content_id NOT IN ("
     "SELECT content_id FROM documents WHERE source_id IN (SELECT id FROM sources WHERE active = 0)"
-    " EXCEPT SELECT content_id FROM documents WHERE source_id IN (SELECT id FROM sources WHERE active = 1)"
+    " EXCEPT SELECT content_id FROM documents WHERE source_id IN (SELECT id FROM sources WHERE active = 1)))"
 )
 _CHUNK_COLUMNS = (
     "SELECT c.id, c.key, s.source, d.id, c.start, c.end, c.text, d.metadata, c.metadata, t.title FROM chunks c"
@@ -221,7 +223,7 @@ class KnowledgeBase:
 
     def chunk_ids(self) -> Ids:
         """Ids of all active chunks, ascending, int64 (n,)."""
-        rows = self._rows(f"SELECT id FROM chunks{self._visible()} ORDER BY id")
+        rows = self._rows(f"SELECT id FROM chunks WHERE {_VISIBLE} ORDER BY id")
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
     def chunk_ids_of(self, source: str) -> Ids:
@@ -235,7 +237,7 @@ class KnowledgeBase:
 
     def chunk_count(self) -> int:
         """Number of active chunks."""
-        row = self._row(f"SELECT COUNT(*) FROM chunks{self._visible()}")
+        row = self._row(f"SELECT COUNT(*) FROM chunks WHERE {_VISIBLE}")
         assert row is not None
         return int(row[0])
 
@@ -256,8 +258,8 @@ class KnowledgeBase:
         """The content of each active chunk, as an id that chunks of one document share; ids that are gone left out."""
         found: dict[int, int] = {}
         for part in batches([int(i) for i in ids]):
-            hidden = self._visible(" AND")
-            found.update(self._rows(f"SELECT id, content_id FROM chunks WHERE id IN ({marks(part)}){hidden}", *part))
+            rows = self._rows(f"SELECT id, content_id FROM chunks WHERE id IN ({marks(part)}) AND {_VISIBLE}", *part)
+            found.update(rows)
         return found
 
     def neighbours(self, document_id: int) -> list[StoredChunk]:
@@ -376,12 +378,6 @@ class KnowledgeBase:
         if callable(condition):
             rows = [row for row in rows if condition({**json.loads(row[1]), **json.loads(row[2])})]
         return np.unique(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
-
-    def _visible(self, before: str = " WHERE") -> str:
-        """A condition on `chunks`; none where nothing is in the making, which is nearly always."""
-        if self._row("SELECT 1 FROM sources WHERE active = 0 LIMIT 1") is None:
-            return ""
-        return f"{before} content_id NOT IN ({_HIDDEN})"
 
     def _chunks(self, column: str, values: list[Any], condition: MetadataFilter | None = None) -> Iterator[StoredChunk]:
         for part in batches(values):

@@ -113,10 +113,13 @@ class Writer:
         with self._transaction() as run:
             _require_generation(run, generation)
             name = self._require_staged(run, source_id)
-            for (old,) in run("SELECT id FROM sources WHERE source = ? AND id <> ?", (name, source_id)).fetchall():
+            replaced = run("SELECT id FROM sources WHERE source = ? AND id <> ?", (name, source_id)).fetchall()
+            for (old,) in replaced:
                 _drop_source(run, old)
             run("UPDATE sources SET active = 1 WHERE id = ?", (source_id,))
             _bump(run)
+        if replaced:
+            self.give_back_space()
 
     def _require_staged(self, run: Run, source_id: int) -> str:
         row = run("SELECT source FROM sources WHERE id = ? AND active = 0", (source_id,)).fetchone()
@@ -145,7 +148,8 @@ class Writer:
                     removed += active
             if removed:
                 _bump(run)
-        self._give_back_space()
+        if removed:
+            self.give_back_space()
         return removed
 
     def remove_everything(self) -> None:
@@ -185,6 +189,8 @@ class Writer:
             removed = _drop_chunks(run, keys)
             if removed:
                 _bump(run)
+        if removed:
+            self.give_back_space()
         return removed
 
     # -- generations ---------------------------------------------------------------------------------------------
@@ -205,17 +211,23 @@ class Writer:
         return next(generation for generation in self._kb.generations() if generation.id == number)
 
     def add_vectors(self, generation: int, ids: Ids, vectors: Vectors) -> None:
-        """Store vectors (n, dimensions) of those of the chunks that are still there."""
+        """Store vectors (n, dimensions) of those of the chunks that are still there.
+
+        Raises:
+            KnowledgeBaseError: the generation was dropped meanwhile.
+        """
         with self._transaction() as run:
+            _require_known(run, generation)
             _insert_vectors(run, generation, ids.tolist(), vectors)
 
     def switch_generation(self, generation: int) -> None:
         """Make a generation the one that answers, at once; it must have a vector of every chunk.
 
         Raises:
-            KnowledgeBaseError: it has not.
+            KnowledgeBaseError: it has not, or there is no such generation.
         """
         with self._transaction() as run:
+            _require_known(run, generation)
             missing = run(
                 "SELECT COUNT(*) FROM chunks c WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE key = ? | c.id)",
                 (vector_key(generation, 0),),
@@ -230,14 +242,24 @@ class Writer:
             _bump(run)
 
     def drop_generation(self, generation: int) -> None:
-        """Remove a generation's vectors; not the one that answers."""
+        """Remove a generation's vectors.
+
+        Raises:
+            KnowledgeBaseError: it is the one that answers.
+        """
         with self._transaction() as run:
+            if run("SELECT 1 FROM meta WHERE key = 'generation' AND value = ?", (str(generation),)).fetchone():
+                raise KnowledgeBaseError(
+                    f"第 {generation} 代向量正在使用，不能删除",
+                    f"generation {generation} answers and cannot be dropped",
+                )
             low, high = vector_key(generation, 0), vector_key(generation + 1, 0)
             run("DELETE FROM vectors WHERE key >= ? AND key < ?", (low, high))
             run("DELETE FROM generations WHERE id = ?", (generation,))
-        self._give_back_space()
+        self.give_back_space()
 
-    def _give_back_space(self) -> None:
+    def give_back_space(self) -> None:
+        """Return the space of removed rows to the file system, and empty the log that still holds them."""
         with translated(self._kb.path):
             # a script: `execute` would step the pragma once, which frees a single page
             self._connection.executescript("PRAGMA incremental_vacuum;")
@@ -258,6 +280,13 @@ class Writer:
 
 class GenerationChangedError(KnowledgeBaseError):
     """Another generation of vectors was switched to in the middle of a write."""
+
+
+def _require_known(run: Run, generation: int) -> None:
+    if run("SELECT 1 FROM generations WHERE id = ?", (generation,)).fetchone() is None:
+        raise KnowledgeBaseError(
+            f"第 {generation} 代向量已被移除，请重新运行", f"generation {generation} was removed; run it again"
+        )
 
 
 def _require_generation(run: Run, generation: int) -> None:
@@ -353,16 +382,30 @@ def _drop_chunks(run: Run, keys: Sequence[str]) -> int:
             part,
         ).fetchall()
         for chunk, content in rows:
+            _drop_staged_sharing(run, content)
             run("DELETE FROM vectors WHERE key IN (SELECT id << 40 | ? FROM generations)", (chunk,))
             run("DELETE FROM chunks WHERE id = ?", (chunk,))
             if run("SELECT 1 FROM chunks WHERE content_id = ?", (content,)).fetchone() is None:
                 _drop_content(run, content)
+            else:  # no longer the whole content: later copies are stored anew
+                run("UPDATE contents SET hash = 'partial:' || id WHERE id = ?", (content,))
         removed += len(rows)
     return removed
 
 
+def _drop_staged_sharing(run: Run, content: int) -> None:
+    """Drop half-written sources that hold a content which is about to change; their files are read again."""
+    rows = run(
+        "SELECT DISTINCT s.id FROM documents d JOIN sources s ON s.id = d.source_id"
+        " WHERE s.active = 0 AND d.content_id = ?",
+        (content,),
+    ).fetchall()
+    for (source,) in rows:
+        _drop_source(run, source)
+
+
 def _drop_content(run: Run, content: int) -> None:
-    """Remove a content without chunks with its visible documents; a source in the making keeps counting its own."""
+    """Remove a content without chunks, with its documents and the sources left without any."""
     sources = [
         row[0]
         for row in run(
