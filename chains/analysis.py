@@ -26,7 +26,7 @@ def index_terms(text: str) -> list[str]:
     """What the full-text index holds of `text`: its search terms, and of longer Han runs also each character.
 
     Pairs find what is worded alike, single characters also what is worded a little differently (离职, 辞职).
-    `benchmarks/retrieval_quality.py --terms` measures both against pairs alone and against dictionary words.
+    `benchmarks/retrieval_quality.py` tells how pairs alone, dictionary words and mixtures of them did.
     """
     found: list[str] = []
     for is_word, run in _runs(text):

@@ -23,26 +23,53 @@ class LexicalEmbeddingsConfig(Config):
     dimensions: int = Field(default=1024, ge=64, le=1024, description="length of a vector")
 
 
-class DenseRetrieverConfig(Config):
+FilterValue = str | int | float | bool
+
+
+class AnyRetrieverConfig(Config):
+    """What every retriever over a knowledge base can do with its hits."""
+
+    filter: dict[str, FilterValue | list[FilterValue]] | None = Field(
+        default=None, description="only chunks whose metadata has these values, or one of a list of them"
+    )
+    per_source: int | None = Field(default=None, ge=1, description="chunks of one source, at most")
+    mmr_lambda: float | None = Field(
+        default=None, ge=0, le=1, description="weight of relevance against variety (maximal marginal relevance)"
+    )
+    neighbours: int = Field(
+        default=0, ge=0, le=20_000, description="characters up to which hits grow by the chunks around them; 0: none"
+    )
+    rerank_fetch: int = Field(default=20, ge=1, le=1000, description="chunks given to a reranker, where there is one")
+
+
+class DenseRetrieverConfig(AnyRetrieverConfig):
     """Nearest vectors."""
 
     type: Literal["dense"] = Field(default="dense", alias="_type")
 
 
-class LexicalRetrieverConfig(Config):
+class LexicalRetrieverConfig(AnyRetrieverConfig):
     """BM25 over Chinese terms."""
 
     type: Literal["lexical"] = Field(default="lexical", alias="_type")
 
 
-class HybridRetrieverConfig(Config):
+class HybridRetrieverConfig(AnyRetrieverConfig):
     """Both, fused."""
 
     type: Literal["hybrid"] = Field(default="hybrid", alias="_type")
     fusion: Literal["weighted", "rrf"] = Field(default="weighted", description="of scores, or of reciprocal ranks")
-    dense_weight: float = Field(default=0.5, ge=0, le=1, description="weight of the dense leg; BM25 has the rest")
-    support: float = Field(default=0.3, ge=0, lt=1, description="raise by other hits of the same document; 0: none")
+    dense_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="weight of the dense leg, BM25 has the rest; null: 0.1 with the lexical embedder, else 0.5",
+    )
+    support: float = Field(default=0.1, ge=0, lt=1, description="raise by other hits of the same document; 0: none")
     fetch: int = Field(default=100, ge=1, le=1000, description="chunks asked of each leg before fusing")
+    rescore: int = Field(
+        default=30, ge=0, le=200, description="of them compared with the question word by word (weighted only); 0: none"
+    )
 
 
 class ExtractiveConfig(Config):
@@ -100,7 +127,10 @@ class RagConfig(Config):
     )
     top_k: int = Field(default=5, ge=1, le=100, description="passages an answer is made from")
     min_relevance: float = Field(
-        default=0.35, ge=0, le=1, description="refuse when no passage reaches this relevance; 0 never refuses"
+        default=0.25,
+        ge=0,
+        le=1,
+        description="refuse when no passage reaches this probability of answering; 0 never refuses",
     )
     max_question_chars: int = Field(default=4000, ge=1, description="a longer question is an error")
     server: ServerConfig = Field(default_factory=ServerConfig)

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from langchain_core.documents import Document
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
+from langchain_core.runnables import RunnableConfig
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from chains.answerers import CITATION_MARK
-from chains.metrics import char_f1, contains_gold, exact_match, mrr_at_k, ndcg_at_k, recall_at_k
+from chains.metrics import (
+    char_f1,
+    contains_gold,
+    exact_match,
+    mrr_at_k,
+    ndcg_at_k,
+    recall_at_k,
+    refusal_scores,
+)
 from chains.retrieval_qa import RetrievalQA
 from loaders.errors import RagProjError
 
@@ -35,16 +44,22 @@ class Question(BaseModel):
     answers: list[str] = []
     context_id: RecordId | None = None
     pos_ids: list[RecordId] = []
+    answer_type: str | None = None
 
-    @field_validator("answers", "pos_ids", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _none_is_empty(cls, value: object) -> object:
-        return [] if value is None else value
+    def _none_is_not_given(cls, row: object) -> object:
+        return {key: value for key, value in row.items() if value is not None} if isinstance(row, dict) else row
 
     @property
     def gold(self) -> list[str]:
         """Ids of the passages that answer it."""
         return list(dict.fromkeys([*([self.context_id] if self.context_id else []), *self.pos_ids]))
+
+    @property
+    def expects_refusal(self) -> bool:
+        """Whether the row says that nothing answers it: `"answers": []`, or an `answer_type` of "unanswerable"."""
+        return self.answer_type == "unanswerable" or ("answers" in self.model_fields_set and not self.answers)
 
 
 class QuestionsError(RagProjError):
@@ -94,7 +109,8 @@ def evaluate(
     """Means over the questions, as `ragproj evaluate --json` prints them.
 
     `retrieval` counts the questions that name a gold passage; a passage ranks where its first chunk does. `answer`
-    counts those with a gold answer. A part without any such question is None.
+    counts those with a gold answer. `refusal` counts these and the unanswerable ones: rows that expect a refusal and
+    whose gold passages, if they name any, retrieval does not find. A part without any such question is None.
 
     Args:
         qa: the chain.
@@ -105,20 +121,40 @@ def evaluate(
     asked = [question for question in questions if question.question.strip()]
     if len(asked) < len(questions):
         logger.warning("%d blank questions are left out", len(questions) - len(asked))
-    many = {"configurable": {"top_k": _CHUNKS}}
     retrieval: list[dict[str, float]] = []
     answers: list[dict[str, float]] = []
+    refused: list[tuple[bool, bool]] = []  # (refused, answerable)
     for question in progress(asked):
+        ranked = _ranked_ids(qa, question) if question.gold else []
         if question.gold:
-            gold = set(question.gold)
-            ranked = [_passage_id(document, gold) for document in qa.retriever.invoke(question.question, many)]  # type: ignore[arg-type]
             retrieval.append(_retrieval_scores(ranked, question.gold))
-        if question.answers and not retrieval_only:
-            answers.append(_answer_scores(qa.invoke({"query": question.question}), question.answers))
+        unanswerable = question.expects_refusal and not set(ranked) & set(question.gold)
+        answerable = bool(question.answers) and not question.expects_refusal
+        if retrieval_only or not (answerable or unanswerable):
+            continue
+        output = qa.invoke({"query": question.question})
+        refused.append((output["refused"], answerable))
+        if answerable:
+            answers.append(_answer_scores(output, question.answers))
     report: dict[str, Any] = {"n": len(asked), "retrieval": _means(retrieval)}
     if not retrieval_only:
         report["answer"] = _means(answers)
+        report["refusal"] = _refusal(refused)
     return report
+
+
+def _ranked_ids(qa: RetrievalQA, question: Question) -> list[str]:
+    """Ids of the passages retrieval finds, best first, an id as often as it has chunks among them."""
+    gold = set(question.gold)
+    many: RunnableConfig = {"configurable": {"top_k": _CHUNKS}}
+    return [_passage_id(document, gold) for document in qa.retriever.invoke(question.question, many)]
+
+
+def _refusal(refused: Sequence[tuple[bool, bool]]) -> dict[str, float] | None:
+    if all(answerable for _, answerable in refused):
+        return None
+    scores = refusal_scores([said_no for said_no, _ in refused], [answerable for _, answerable in refused])
+    return {"precision": round(scores.precision, 4), "recall": round(scores.recall, 4)}
 
 
 def _passage_id(document: Document, gold: set[str]) -> str:
@@ -159,7 +195,7 @@ def _means(rows: Sequence[dict[str, float]]) -> dict[str, float] | None:
 def write_report(report: dict[str, Any]) -> str:
     """The report as lines for a person."""
     lines = [f"n = {report['n']}"]
-    for part in ("retrieval", "answer"):
+    for part in ("retrieval", "answer", "refusal"):
         for key, value in (report.get(part) or {}).items():
             lines.append(f"{part}.{key:<14} {value:g}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from chains.analysis import fold
+from chains.analysis import fold, is_cjk
 from chains.clause_scores import Column, answer_probabilities, find_term, read_question
 from chains.clauses import LONGEST_CLAUSE, Clause, split_clauses
 
@@ -92,17 +92,30 @@ def coverage(question: str, passage: str, heading: str = "") -> float:
     Two thirds of it is counted over Han pairs and words, one third over single Han characters, which a rephrased
     question still shares with its passage; both in bits. 0.0 for a question that tells nothing.
     """
+    pairs, characters = shares_mentioned(question, passage, heading)
+    return (2 * pairs + characters) / 3
+
+
+def shares_mentioned(question: str, passage: str, heading: str = "") -> tuple[float, float]:
+    """The shares of the question's information that a passage and its heading mention: in pairs, in single characters.
+
+    Each from 0.0 to 1.0. A question without Han has no single characters: the share of its words stands for both.
+    """
     asked = read_question(question)
     text = fold(f"{heading}\n{passage}")
-    share_of_pairs = _share_found(asked.pairs, text)
-    if not asked.characters:
-        return share_of_pairs
-    return (2 * share_of_pairs + _share_found(asked.characters, text)) / 3
+    pairs = share_found(asked.pairs, text)
+    return pairs, share_found(asked.characters, text) if asked.characters else pairs
 
 
-def _share_found(bits: Mapping[str, float], folded: str) -> float:
+def share_found(bits: Mapping[str, float], folded: str) -> float:
+    """The share of the terms' bits whose terms folded text contains; 0.0 without any."""
     total = sum(bits.values())
-    return sum(value for term, value in bits.items() if find_term(term, folded)) / total if total else 0.0
+    return sum(value for term, value in bits.items() if mentions(folded, term)) / total if total else 0.0
+
+
+def mentions(folded: str, term: str) -> bool:
+    """Whether folded text contains a term; a word of Latin letters and digits only where it stands by itself."""
+    return term in folded and (is_cjk(term[0]) or bool(find_term(term, folded)))
 
 
 def _pieces(number: int, passage: str, clauses: Sequence[Clause], chances: Column, *, whole: int) -> Iterator[Quote]:

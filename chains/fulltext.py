@@ -109,17 +109,22 @@ class FullTextIndex:
             logger.warning("cannot update the full-text index (%s); answering from the previous state", error)
 
     def _catch_up(self, revision: str) -> None:
+        active, nothing = self._kb.chunk_ids(), np.zeros(0, np.int64)
         state = self._read_state()
-        if state is None:
-            self._write(_new_folder(), revision, np.zeros(0, np.int64), self._kb.chunk_ids())
-        elif state[0] != revision:
-            folder, held, active = state[1], state[2], self._kb.chunk_ids()
+        if state is not None:
+            current, folder, held = state
             gone = len(np.setdiff1d(held, active))
-            if gone and (gone > _DEAD_SHARE * len(held) or len(active) <= _SOON_REBUILT):
-                folder, held = _new_folder(), np.zeros(0, np.int64)
-            self._write(folder, revision, held, active)
-        else:
-            self._open(state[1], revision)
+            rewrite = gone and (gone > _DEAD_SHARE * len(held) or len(active) <= _SOON_REBUILT)
+            try:
+                if current == revision:
+                    self._open(folder, revision, len(active))
+                    return
+                if not rewrite:
+                    self._write(folder, revision, held, active)
+                    return
+            except ValueError as error:  # what is there cannot be built upon
+                logger.warning("the full-text index is damaged (%s); rebuilding it", error)
+        self._write(_new_folder(), revision, nothing, active)
 
     def _read_state(self) -> tuple[str, str, Ids] | None:
         """(revision, folder, ids held) of an index that can be caught up; None where one must be built."""
@@ -130,7 +135,7 @@ class FullTextIndex:
         if header.get("format") != _FORMAT or header.get("writing") or not self._kb.knows_revision(header["revision"]):
             logger.info("the full-text index is unfinished or belongs to another state; rebuilding it")
             return None
-        if self._folder != header["folder"] and _checksums(self._root / header["folder"]) != header["files"]:
+        if _checksums(self._root / header["folder"]) != header["files"]:
             logger.warning("the full-text index is damaged; rebuilding it")
             return None
         return header["revision"], header["folder"], np.frombuffer(payload, np.int64)
@@ -143,7 +148,7 @@ class FullTextIndex:
         path.mkdir(parents=True, exist_ok=True)
         header = {"format": _FORMAT, "revision": revision, "folder": folder}
         write_cache(self._state_path, header | {"writing": True}, b"")
-        index = self._index if self._folder == folder else tantivy.Index(_schema(), str(path))
+        index = tantivy.Index(_schema(), str(path))
         writer = index.writer(_HEAP_BYTES, 1)
         for chunk in np.setdiff1d(held, active):
             writer.delete_documents_by_term("id", int(chunk))
@@ -155,20 +160,24 @@ class FullTextIndex:
         writer.commit()
         writer.wait_merging_threads()
         del writer, index
+        self._open(folder, revision, len(active))
         write_cache(self._state_path, header | {"files": _checksums(path)}, active.tobytes())
-        self._open(folder, revision)
         for other in self._root.iterdir():
             if other.name != folder:
                 shutil.rmtree(other, ignore_errors=True)  # a reader that still maps it keeps its open files
 
-    def _open(self, folder: str, revision: str) -> None:
+    def _open(self, folder: str, revision: str, documents: int) -> None:
+        """Answer from a folder from now on.
+
+        Raises:
+            ValueError: tantivy cannot read it, or it does not hold that many documents.
+        """
         import tantivy
 
-        if self._index is None or self._folder != folder:
-            self._index = tantivy.Index(_schema(), str(self._root / folder))
-            self._folder = folder
-        self._index.reload()
-        self._revision = revision
+        index = tantivy.Index(_schema(), str(self._root / folder))
+        if index.searcher().num_docs != documents:
+            raise ValueError(f"{index.searcher().num_docs} documents instead of {documents}")
+        self._index, self._folder, self._revision = index, folder, revision
 
 
 def query_terms(question: str) -> list[str]:
@@ -197,5 +206,5 @@ def _schema() -> Any:
 
 def _checksums(folder: Path) -> dict[str, int]:
     """CRC-32 of every index file of a folder: tantivy itself would panic on a damaged one, in the middle of a query."""
-    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.endswith(".lock"))
     return {path.name: zlib.crc32(path.read_bytes()) for path in files}

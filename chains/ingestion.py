@@ -211,9 +211,11 @@ class Ingestor:
     def _new_document(self, document: Document) -> NewDocument:
         metadata = {key: value for key, value in document.metadata.items() if key != "marks"}
         title = str(metadata.get("title", ""))
-        # a title taken from the file's name is not part of the content: a copy under another name is the same
-        own_title = "" if title == Path(str(metadata.get("source", ""))).stem else title
         text, marks = document.page_content, document.metadata.get("marks", [])
+        # a copy under another name is the same: a title taken from the file's name is not part of the content, nor is
+        # one that the text itself begins with
+        told = title == Path(str(metadata.get("source", ""))).stem or title in text[: len(title) + 100]
+        own_title = "" if told else title
         identity = content_hash(self._settings, own_title, text, marks)
         chunks = split_document(document, self._splitter, self._count_tokens)
         new = [_new_chunk(chunk, identity, set(metadata)) for chunk in chunks]

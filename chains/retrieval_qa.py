@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, TypedDict, cast
 
-from langchain_core.documents import Document
+from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
@@ -24,20 +24,20 @@ from langchain_core.runnables.utils import AddableDict, ConfigurableFieldSpec, g
 from langchain_core.vectorstores import VectorStore
 
 from chains.answerers import Answerer, AnswerInput, ChatModelAnswerer, ExtractiveAnswerer, refusal
+from chains.calibration import Background, mention_relevance
 from chains.config import (
+    AnyRetrieverConfig,
     ChatModelConfig,
-    DenseRetrieverConfig,
     EmbeddingsConfig,
     ExtractiveConfig,
     HybridRetrieverConfig,
     LexicalEmbeddingsConfig,
-    LexicalRetrieverConfig,
     RagConfig,
 )
 from chains.fulltext import FullTextIndex
 from chains.knowledge_base import KnowledgeBase
 from chains.lexical_embeddings import LexicalEmbeddings
-from chains.retrievers import DenseRetriever, HybridRetriever, LexicalRetriever, StoreRetriever, relevance
+from chains.retrievers import DenseRetriever, HybridRetriever, LexicalRetriever, StoreRetriever
 from chains.vectorstores import FaissVectorStore
 from loaders.errors import UsageError
 
@@ -70,14 +70,14 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
         answerer: Runnable[Any, Any],
         config: RagConfig,
         *,
-        lexical: bool,
+        calibrated: bool,
     ) -> None:
         # the base class passes the config to functions that take one, which its signature does not tell
         super().__init__(cast("Any", self._run), cast("Any", self._arun), name="RetrievalQA")
         self.retriever = retriever
         self.answerer = answerer
         self.config = config
-        self.lexical = lexical
+        self.calibrated = calibrated
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
@@ -139,14 +139,18 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
     def _irrelevant(self, question: str, documents: Sequence[Document], answerer: Answerer) -> bool:
         """Whether nothing was found that an answer could rest on.
 
-        Relevance counts the question's own words. Passages that a semantic embedder or another retriever found may be
-        right without sharing any, so there only the extractive answerer, which needs them too, is held to it.
+        Our retrievers tell the probability that a hit answers, be it worded otherwise. Quotes need the question's own
+        words, so for them only those count. What another retriever found may be right without any.
         """
         if not documents:
             return True
-        if not self.lexical and not isinstance(answerer, ExtractiveAnswerer):
+        if isinstance(answerer, ExtractiveAnswerer):
+            best = max(mention_relevance(question, document) for document in documents)
+        elif self.calibrated:
+            best = max(float(document.metadata["score"]) for document in documents)
+        else:
             return False
-        return max(relevance(question, document) for document in documents) < self.config.min_relevance
+        return best < self.config.min_relevance
 
     def _read(self, value: Any) -> tuple[str, list[BaseMessage]]:
         """(question, conversation) of an input.
@@ -234,6 +238,7 @@ def build_retrieval_qa(
     retriever: BaseRetriever | None = None,
     llm: BaseChatModel | Answerer | None = None,
     fulltext: FullTextIndex | None = None,
+    reranker: BaseDocumentCompressor | None = None,
 ) -> RetrievalQA:
     """The chain a config describes; any LangChain object given takes the place of the configured one.
 
@@ -244,6 +249,7 @@ def build_retrieval_qa(
         retriever: used as it is; `retriever` and `top_k` cannot then be chosen at run time.
         llm: generator; `extractive` stays available at run time.
         fulltext: shared BM25 index of the same knowledge base.
+        reranker: puts the hits in a better order, such as a cross-encoder; not used with a `retriever` of your own.
 
     Raises:
         KnowledgeBaseError: the knowledge base does not exist or cannot be read.
@@ -252,10 +258,12 @@ def build_retrieval_qa(
     store = vectorstore
     if store is None and retriever is None:
         store = build_vectorstore(config, embeddings)
-    chosen = retriever if store is None or retriever is not None else _build_retriever(config, store, fulltext)
+    chosen = (
+        retriever if store is None or retriever is not None else _build_retriever(config, store, fulltext, reranker)
+    )
     assert chosen is not None
-    lexical = retriever is None and store is not None and isinstance(store.embeddings, LexicalEmbeddings)
-    return RetrievalQA(chosen, _build_answerer(config, llm), config, lexical=lexical)
+    calibrated = retriever is None and isinstance(store, FaissVectorStore)
+    return RetrievalQA(chosen, _build_answerer(config, llm), config, calibrated=calibrated)
 
 
 def build_embeddings(config: EmbeddingsConfig) -> Embeddings:
@@ -288,19 +296,31 @@ def open_vectorstore(
 
 
 def _build_retriever(
-    config: RagConfig, store: VectorStore, fulltext: FullTextIndex | None
+    config: RagConfig, store: VectorStore, fulltext: FullTextIndex | None, reranker: BaseDocumentCompressor | None
 ) -> Runnable[str, list[Document]]:
     top_k = ConfigurableField("top_k", name="top_k", description="passages an answer is made from")
     if not isinstance(store, FaissVectorStore):
-        return StoreRetriever(vectorstore=store, top_k=config.top_k).configurable_fields(top_k=top_k)
+        plain = StoreRetriever(
+            vectorstore=store,
+            top_k=config.top_k,
+            reranker=reranker,
+            rerank_fetch=config.retriever.rerank_fetch,
+        )
+        return plain.configurable_fields(top_k=top_k)
+    settings = config.retriever.model_dump(exclude={"type"})
+    hybrid = settings if isinstance(config.retriever, HybridRetrieverConfig) else {}
+    common: dict[str, Any] = {
+        **{key: settings[key] for key in AnyRetrieverConfig.model_fields},
+        "store": store,
+        "top_k": config.top_k,
+        "reranker": reranker,
+        "background": Background(store),
+    }
     fulltext = fulltext or FullTextIndex(store.knowledge_base)
-    hybrid = config.retriever if isinstance(config.retriever, HybridRetrieverConfig) else HybridRetrieverConfig()
     legs: dict[str, RunnableSerializable[str, list[Document]]] = {
-        DenseRetrieverConfig().type: DenseRetriever(store=store, top_k=config.top_k),
-        LexicalRetrieverConfig().type: LexicalRetriever(store=store, top_k=config.top_k, fulltext=fulltext),
-        hybrid.type: HybridRetriever(
-            store=store, top_k=config.top_k, fulltext=fulltext, **hybrid.model_dump(exclude={"type"})
-        ),
+        "dense": DenseRetriever(**common),
+        "lexical": LexicalRetriever(fulltext=fulltext, **common),
+        "hybrid": HybridRetriever(fulltext=fulltext, **{**hybrid, **common}),
     }
     chosen = {name: leg.configurable_fields(top_k=top_k) for name, leg in legs.items()}
     default = chosen.pop(config.retriever.type)

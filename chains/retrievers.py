@@ -1,33 +1,39 @@
-"""Retrievers over a knowledge base: nearest vectors, BM25, and both fused."""
+"""Retrievers over a knowledge base: nearest vectors, BM25, and both fused; then what is asked of the hits."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from langchain_core.callbacks import CallbackManagerForRetrieverRun
-from langchain_core.documents import Document
+from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
-from chains.extraction import coverage
+from chains.calibration import Background, mention_relevance
+from chains.embeddings import Vectors
 from chains.fulltext import FullTextIndex
+from chains.fusion import Ranking, diversify, fuse_ranks, fuse_scores, in_order, with_support
 from chains.knowledge_base import Ids, StoredChunk
+from chains.lexical_embeddings import LexicalEmbeddings
+from chains.passages import join_neighbours
+from chains.rescoring import closeness
 from chains.vectorstores import FaissVectorStore
-from loaders.splitters import context_lines
 
-# Reciprocal rank fusion's constant, Cormack, Clarke & Buettcher 2009.
-_RRF = 60
-
-Ranking = list[tuple[int, float]]
+# Of the dense leg. Vectors of the lexical embedder count the words that BM25 counts, only less exactly: recall falls
+# from .2 on. One that knows meanings is worth as much as BM25.
+_LEXICAL_WEIGHT, _SEMANTIC_WEIGHT = 0.1, 0.5
+_DEPTH = 4  # times `top_k` chunks to choose from, where the best ones may not all be taken
 
 
 class ChunkRetriever(BaseRetriever):
-    """Common part: ranks chunk ids, then reads the chunks and tells how relevant each is.
+    """Common part: ranks chunk ids, chooses among them, then reads the chunks and tells how relevant each is.
 
     A document's metadata is the chunk's own, with `source`, `document_id`, `start`, `end` (offsets into the source
-    document's normalised text) and `score`, the relevance in [0, 1], laid over it.
+    document's normalised text) and `score`, the calibrated relevance in [0, 1], laid over it.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -35,26 +41,106 @@ class ChunkRetriever(BaseRetriever):
     store: FaissVectorStore
     top_k: int = Field(default=5, ge=1)
     filter: dict[str, Any] | None = None
+    mmr_lambda: float | None = Field(default=None, ge=0, le=1)
+    per_source: int | None = Field(default=None, ge=1)
+    neighbours: int = Field(default=0, ge=0)
+    reranker: BaseDocumentCompressor | None = None
+    rerank_fetch: int = Field(default=20, ge=1)
+    background: Background | None = Field(default=None, exclude=True, repr=False)
 
-    def rank(self, query: str, k: int) -> Ranking:
-        """(chunk id, score) of the k best chunks, best first; scores compare within one ranking only."""
+    @model_validator(mode="after")
+    def _share_background(self) -> ChunkRetriever:
+        """One sample for this retriever and its copies, which LangChain makes for every `top_k` of a run."""
+        if self.background is None:
+            self.background = Background(self.store)
+        return self
+
+    def rank(self, query: str, k: int, *, vector: Vectors | None = None) -> Ranking:
+        """(chunk id, score) of the k best chunks, best first; scores compare within one ranking only.
+
+        Args:
+            query: the question.
+            k: chunks, at most.
+            vector: of the question, where it is known already.
+        """
         raise NotImplementedError
+
+    def _query_vector(self, query: str) -> Vectors | None:
+        return self.store.embed_query(query)
 
     def _allowed(self) -> Ids | None:
         return None if self.filter is None else self.store.knowledge_base.matching_ids(self.filter)
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        ranking = self.rank(query, self.top_k)
+        vector = self._query_vector(query)
+        wanted = self.top_k if self.reranker is None else max(self.top_k, self.rerank_fetch)
+        choosy = self.per_source is not None or self.mmr_lambda is not None
+        ranking = self.rank(query, wanted * _DEPTH if choosy else wanted, vector=vector)
         chunks = self.store.knowledge_base.chunks((i for i, _ in ranking), self.filter)
-        return [_with_place(chunks[i], query) for i, _ in ranking if i in chunks]
+        ranking = self._chosen([hit for hit in ranking if hit[0] in chunks], chunks, wanted)
+        hits = [chunks[i] for i, _ in ranking]
+        documents = self._with_relevance(query, vector, hits)
+        if self.reranker is not None:
+            reranked = self.reranker.compress_documents(documents, query, callbacks=run_manager.get_child())
+            documents = list(reranked)[: self.top_k]
+        if self.neighbours:
+            return self._joined(documents, hits)
+        return documents
+
+    def _chosen(self, ranking: Ranking, chunks: Mapping[int, StoredChunk], k: int) -> Ranking:
+        """The k best that the cap per source and the wish for variety leave."""
+        if self.per_source is not None:
+            seen: Counter[str] = Counter()
+            kept = []
+            for chunk, score in ranking:
+                seen[chunks[chunk].source] += 1
+                if seen[chunks[chunk].source] <= self.per_source:
+                    kept.append((chunk, score))
+            ranking = kept
+        if self.mmr_lambda is not None:
+            return diversify(ranking, self._vectors(chunk for chunk, _ in ranking), self.mmr_lambda, k)
+        return ranking[:k]
+
+    def _vectors(self, ids: Iterable[int]) -> dict[int, Vectors]:
+        generation = self.store.check_embedder()
+        if generation is None:
+            return {}
+        wanted = np.fromiter(ids, np.int64)
+        found = self.store.knowledge_base.vectors(generation.id, wanted)
+        return {int(i): vector for batch, rows in found for i, vector in zip(batch, rows, strict=True)}
+
+    def _with_relevance(self, query: str, vector: Vectors | None, hits: Sequence[StoredChunk]) -> list[Document]:
+        near: dict[int, float] = {}
+        if vector is not None and self.background is not None and not _is_lexical(self.store):
+            near = self.background.relevances(vector, self._vectors(hit.id for hit in hits))
+        documents = []
+        for hit in hits:
+            score = max(mention_relevance(query, hit.document()), near.get(hit.id, 0.0))
+            documents.append(_with_place(hit, score))
+        return documents
+
+    def _joined(self, documents: Sequence[Document], hits: Sequence[StoredChunk]) -> list[Document]:
+        """The documents grown to passages. What a reranker made up itself is left as it is."""
+        by_key = {hit.key: hit for hit in hits}
+        chosen = [by_key[document.id] for document in documents if document.id in by_key]
+        scores = {document.id: document.metadata.get("score", 0.0) for document in documents}
+        passages = []
+        for passage in join_neighbours(chosen, self.store.knowledge_base, self.neighbours):
+            best = max(scores.get(part.key, 0.0) for part in passage.parts)
+            document = _with_place(passage.hit, best)
+            place = {"start": passage.start, "end": passage.end, **passage.places()[0], "parts": passage.places()}
+            passages.append(
+                Document(id=document.id, page_content=passage.text, metadata={**document.metadata, **place})
+            )
+        return passages + [document for document in documents if document.id not in by_key]
 
 
 class DenseRetriever(ChunkRetriever):
     """Nearest vectors."""
 
-    def rank(self, query: str, k: int) -> Ranking:
+    def rank(self, query: str, k: int, *, vector: Vectors | None = None) -> Ranking:
         """By cosine."""
-        return self.store.search_ids(self.store.embed_query(query), k, self.filter)
+        return self.store.search_ids(self.store.embed_query(query) if vector is None else vector, k, self.filter)
 
 
 class LexicalRetriever(ChunkRetriever):
@@ -62,9 +148,12 @@ class LexicalRetriever(ChunkRetriever):
 
     fulltext: FullTextIndex
 
-    def rank(self, query: str, k: int) -> Ranking:
+    def rank(self, query: str, k: int, *, vector: Vectors | None = None) -> Ranking:
         """By BM25."""
         return self.fulltext.search(query, k, self._allowed())
+
+    def _query_vector(self, query: str) -> Vectors | None:
+        return None  # whoever chose this one need not have the embedder at hand
 
 
 class HybridRetriever(ChunkRetriever):
@@ -72,98 +161,67 @@ class HybridRetriever(ChunkRetriever):
 
     fulltext: FullTextIndex
     fusion: Literal["weighted", "rrf"] = "weighted"
-    dense_weight: float = 0.5
-    support: float = 0.3
+    dense_weight: float | None = Field(default=None, ge=0, le=1)
+    support: float = 0.1
     fetch: int = 100
+    rescore: int = 30
 
-    def rank(self, query: str, k: int) -> Ranking:
-        """By fused score, raised where other chunks of the same document were found too."""
+    def rank(self, query: str, k: int, *, vector: Vectors | None = None) -> Ranking:
+        """By fused score, raised where other chunks of the same document were found too, the best looked at again."""
         fetch = max(self.fetch, k)
-        vector = self.store.embed_query(query)
+        vector = self.store.embed_query(query) if vector is None else vector
         legs = [
             self.fulltext.search(query, fetch, self._allowed()),
             self.store.search_ids(vector, fetch, self.filter),
         ]
-        weights = [1 - self.dense_weight, self.dense_weight]
-        fused = fuse_ranks(legs, weights) if self.fusion == "rrf" else fuse_scores(legs, weights)
+        dense = self.dense_weight
+        if dense is None:
+            dense = _LEXICAL_WEIGHT if _is_lexical(self.store) else _SEMANTIC_WEIGHT
+        weights = [1 - dense, dense]
+        fused = fuse_ranks(legs, weights) if self.fusion == "rrf" else fuse_scores(legs, weights, cut=fetch)
         documents = self.store.knowledge_base.document_ids(i for i, _ in fused)
-        return with_support(fused, documents, self.support)[:k]
+        ranking = with_support(fused, documents, self.support)
+        if self.fusion == "weighted" and self.rescore:
+            ranking = self._looked_at_again(query, ranking, weights[0])
+        return ranking[:k]
 
-
-def fuse_ranks(rankings: Sequence[Iterable[tuple[int, float]]], weights: Sequence[float]) -> Ranking:
-    """Rankings fused by weighted reciprocal rank, best first, ties by id.
-
-    Score of an id: sum over rankings of weight / (60 + rank), ranks from 1 (Cormack, Clarke & Buettcher, SIGIR 2009).
-    """
-    scores: dict[int, float] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        for rank, (chunk, _) in enumerate(ranking, 1):
-            scores[chunk] = scores.get(chunk, 0.0) + weight / (_RRF + rank)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-
-
-def fuse_scores(rankings: Sequence[Sequence[tuple[int, float]]], weights: Sequence[float]) -> Ranking:
-    """Rankings fused by weighted score, each ranking's scores divided by its best one; best first, ties by id.
-
-    Keeps what ranks throw away: by how much the first hit leads. A ranking without a positive score adds nothing.
-    """
-    scores: dict[int, float] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        best = max((score for _, score in ranking), default=0.0)
-        if best > 0:
-            for chunk, score in ranking:
-                scores[chunk] = scores.get(chunk, 0.0) + weight * score / best
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-
-
-def with_support(ranking: Ranking, documents: Mapping[int, int], decay: float) -> Ranking:
-    """Scores raised by those of the other chunks of the same document: `decay` of the best one, its square of the next.
-
-    A document that several chunks speak for is more likely to be the one meant; the sum stays bounded however long
-    the document is. Chunks without a document (removed meanwhile) are dropped. Best first, ties by id.
-    """
-    by_document: dict[int, list[float]] = {}
-    for chunk, score in ranking:
-        if chunk in documents:
-            by_document.setdefault(documents[chunk], []).append(score)
-    raised = []
-    for chunk, score in ranking:
-        if chunk in documents:
-            others = sorted(by_document[documents[chunk]], reverse=True)
-            others.remove(score)
-            support = sum(other * decay**place for place, other in enumerate(others, 1))
-            raised.append((chunk, score + support))
-    return sorted(raised, key=lambda item: (-item[1], item[0]))
+    def _looked_at_again(self, query: str, ranking: Ranking, weight: float) -> Ranking:
+        chunks = self.store.knowledge_base.chunks(i for i, _ in ranking[: self.rescore])
+        raised = {i: score + weight * closeness(query, chunks[i]) for i, score in ranking if i in chunks}
+        return in_order(raised) + ranking[self.rescore :]
 
 
 class StoreRetriever(BaseRetriever):
-    """The `top_k` nearest documents of any LangChain vector store."""
+    """The `top_k` nearest documents of any LangChain vector store, reranked where a reranker is given."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     vectorstore: VectorStore
     top_k: int = Field(default=5, ge=1)
+    reranker: BaseDocumentCompressor | None = None
+    rerank_fetch: int = Field(default=20, ge=1)
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        return self.vectorstore.similarity_search(query, k=self.top_k)
+        if self.reranker is None:
+            return self.vectorstore.similarity_search(query, k=self.top_k)
+        documents = self.vectorstore.similarity_search(query, k=max(self.top_k, self.rerank_fetch))
+        return list(self.reranker.compress_documents(documents, query, callbacks=run_manager.get_child()))[: self.top_k]
 
 
-def relevance(query: str, document: Document) -> float:
-    """How much of the question's information a document covers, title and headings included, in [0, 1]."""
-    return coverage(query, document.page_content, " ".join(context_lines(document)))
+def _is_lexical(store: FaissVectorStore) -> bool:
+    return isinstance(store.embeddings, LexicalEmbeddings)
 
 
-def _with_place(chunk: StoredChunk, query: str) -> Document:
-    document = chunk.document()
+def _with_place(chunk: StoredChunk, score: float) -> Document:
     place: dict[str, Any] = {
         "source": chunk.source,
         "document_id": chunk.document_id,
         "start": chunk.start,
         "end": chunk.end,
-        "score": round(relevance(query, document), 4),
+        "score": round(score, 4),
     }
     if chunk.duplicates:  # the same text stands elsewhere, too
         place["also_in"] = [
             {key: other[key] for key in ("source", "id", "title") if key in other} for other in chunk.duplicates
         ]
-    return Document(id=document.id, page_content=chunk.text, metadata={**document.metadata, **place})
+    return Document(id=chunk.key, page_content=chunk.text, metadata={**chunk.metadata, **place})
