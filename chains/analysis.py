@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 # Han, with extensions A-B and compatibility forms; kana and hangul are searched by bigrams the same way.
 _CJK = "㐀-䶿一-鿿豈-﫿\U00020000-\U0002a6df぀-ヿ가-힣"
+_CHARACTER = re.compile(f"[{_CJK}]")
 _RUNS = re.compile(rf"(?P<cjk>[{_CJK}]+)|(?P<word>[^\W_{_CJK}]+)")
 
 
@@ -46,7 +47,7 @@ def _pairs(run: str) -> list[str]:
 
 def is_cjk(character: str) -> bool:
     """Whether a single character is Han, kana or hangul."""
-    return re.match(f"[{_CJK}]", character) is not None
+    return _CHARACTER.match(character) is not None
 
 
 @functools.cache

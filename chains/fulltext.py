@@ -117,7 +117,7 @@ class FullTextIndex:
             rewrite = gone and (gone > _DEAD_SHARE * len(held) or len(active) <= _SOON_REBUILT)
             try:
                 if current == revision:
-                    self._open(folder, revision, len(active))
+                    self._open(folder, revision, len(held))
                     return
                 if not rewrite:
                     self._write(folder, revision, held, active)
@@ -152,16 +152,20 @@ class FullTextIndex:
         writer = index.writer(_HEAP_BYTES, 1)
         for chunk in np.setdiff1d(held, active):
             writer.delete_documents_by_term("id", int(chunk))
+        written: list[int] = []
         for chunk_id, text in self._kb.index_texts(np.setdiff1d(active, held)):
             document = tantivy.Document()
             document.add_integer("id", chunk_id)
             document.add_text("text", " ".join(index_terms(text)))
             writer.add_document(document)
+            written.append(chunk_id)
         writer.commit()
         writer.wait_merging_threads()
         del writer, index
-        self._open(folder, revision, len(active))
-        write_cache(self._state_path, header | {"files": _checksums(path)}, active.tobytes())
+        # what was really written: a chunk may have been removed since the ids were listed
+        ids = np.union1d(np.intersect1d(held, active), np.array(written, np.int64))
+        self._open(folder, revision, len(ids))
+        write_cache(self._state_path, header | {"files": _checksums(path)}, ids.tobytes())
         for other in self._root.iterdir():
             if other.name != folder:
                 shutil.rmtree(other, ignore_errors=True)  # a reader that still maps it keeps its open files

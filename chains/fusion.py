@@ -37,14 +37,14 @@ def fuse_scores(
         cut: rankings this long were cut there: what is missing from one may be nearly as good as its last, and counts
             as that. From a shorter one it is missing because it does not match at all, and counts 0.
     """
-    scores = dict.fromkeys((chunk for ranking in rankings for chunk, _ in ranking), 0.0)
-    for ranking, weight in zip(rankings, weights, strict=True):
-        best = max((score for _, score in ranking), default=0.0)
-        if best > 0:
-            last = max(ranking[-1][1], 0.0) if cut is not None and len(ranking) >= cut else 0.0
-            found = dict(ranking)
-            for chunk in scores:
-                scores[chunk] += weight * found.get(chunk, last) / best
+    telling = [(r, weight) for r, weight in zip(rankings, weights, strict=True) if r and max(s for _, s in r) > 0]
+    scores = dict.fromkeys((chunk for ranking, _ in telling for chunk, _ in ranking), 0.0)
+    for ranking, weight in telling:
+        best = max(score for _, score in ranking)
+        last = max(ranking[-1][1], 0.0) if cut is not None and len(ranking) >= cut else 0.0
+        found = dict(ranking)
+        for chunk in scores:
+            scores[chunk] += weight * found.get(chunk, last) / best
     return in_order(scores)
 
 

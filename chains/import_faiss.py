@@ -7,8 +7,11 @@ caller says that the folder can be trusted; documents come back as JSON. Run as 
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,6 +23,7 @@ from chains.vectorstores import FaissVectorStore
 from loaders.errors import RagProjError, UsageError
 
 _BATCH = 512
+_DEEPEST = 20  # of nested metadata; a structure that holds itself ends there
 
 
 class ImportFaissError(RagProjError):
@@ -70,29 +74,40 @@ def import_faiss(
 
 def _read_in_child(folder: Path, index_name: str) -> Iterator[Document]:
     command = [sys.executable, "-m", "chains.import_faiss", str(folder), index_name]
-    # our own module, in this Python; the folder is an argument, never part of a command line
-    with subprocess.Popen(  # noqa: S603
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    ) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        count = 0
-        expected = None
-        for line in child.stdout:
-            message = json.loads(line)
-            if "count" in message:
-                expected = message["count"]
-                continue
-            count += 1
-            yield Document(id=message["id"], page_content=message["text"], metadata=message["metadata"])
-        complaint = " ".join(child.stderr.read().split())[-300:]
-        if child.wait() != 0 or count != expected:
-            raise ImportFaissError(
-                f"读取 {folder} 失败，已导入 {count} 个文档：{complaint or '子进程意外退出'}；"
-                '需要 pip install "ragproj[community]"',
-                f"cannot read {folder}, {count} documents were imported: {complaint or 'the child process died'};"
-                ' it needs pip install "ragproj[community]"',
-            )
+    count, expected, nonsense = 0, None, ""
+    # a file, not a pipe, for complaints: nobody reads them before the end
+    with tempfile.TemporaryFile() as complaints:
+        # our own module, in this Python; the folder is an argument, never part of a command line
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints)  # noqa: S603
+        with child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                try:
+                    document, expected = _parsed(line)
+                except (ValueError, KeyError, TypeError) as error:
+                    nonsense = str(error)
+                    child.kill()
+                    break
+                if document is not None:
+                    count += 1
+                    yield document
+        complaints.seek(0)
+        complaint = nonsense or " ".join(complaints.read().decode("utf-8", "replace").split())[-300:]
+    if child.returncode != 0 or count != expected:
+        raise ImportFaissError(
+            f"读取 {folder} 失败，已导入 {count} 个文档：{complaint or '子进程意外退出'}；"
+            '需要 pip install "ragproj[community]"',
+            f"cannot read {folder}, {count} documents were imported: {complaint or 'the child process died'};"
+            ' it needs pip install "ragproj[community]"',
+        )
+
+
+def _parsed(line: bytes) -> tuple[Document | None, int | None]:
+    """(document, None) or, for the last line, (None, how many there were)."""
+    message = json.loads(line)
+    if "count" in message:
+        return None, int(message["count"])
+    return Document(id=message["id"], page_content=message["text"], metadata=message["metadata"]), None
 
 
 def _documents(folder: str, index_name: str) -> Iterator[dict[str, Any]]:
@@ -109,12 +124,36 @@ def _documents(folder: str, index_name: str) -> Iterator[dict[str, Any]]:
         document = store.docstore.search(key)
         if not isinstance(document, Document):
             raise ValueError(f"document {key} is in the index but not in the docstore")
-        metadata = json.loads(json.dumps(document.metadata, default=str, ensure_ascii=False))
-        yield {"id": str(key), "text": document.page_content, "metadata": metadata}
+        yield {"id": _text(str(key)), "text": _text(document.page_content), "metadata": _plain(document.metadata)}
         count += 1
     yield {"count": count}
 
 
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A value as JSON can hold it; what it cannot becomes text."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if depth < _DEEPEST and isinstance(value, dict):
+        return {_text(str(key)): _plain(entry, depth + 1) for key, entry in value.items()}
+    if depth < _DEEPEST and isinstance(value, list | tuple | set):
+        return [_plain(entry, depth + 1) for entry in value]
+    return _text(str(value))
+
+
+def _text(text: str) -> str:
+    """The text without half surrogate pairs, which no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _main(folder: str, index_name: str) -> None:
+    # documents leave through a pipe of their own: what unpickled code prints goes to the complaints
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        for entry in _documents(folder, index_name):
+            out.write(json.dumps(entry) + "\n")
+
+
 if __name__ == "__main__":
-    for entry in _documents(*sys.argv[1:3]):
-        print(json.dumps(entry, ensure_ascii=True), flush=False)  # noqa: T201 the parent reads it
+    _main(*sys.argv[1:3])

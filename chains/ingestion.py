@@ -33,6 +33,7 @@ _BATCH_CHUNKS = 512
 # Of what the embedder sees, the part that title, headings and table header may take from a chunk.
 _CONTEXT_TOKENS = 96
 
+_ATTEMPTS = 3  # to read a file that is being replaced
 # Raise it when a change to the loaders or the splitter should make stored files be read again.
 _PIPELINE_VERSION = 1
 
@@ -176,7 +177,18 @@ class Ingestor:
             if known is not None and (known.sha256, known.settings) == (state.sha256, state.settings):
                 self._kb.writer().touch(known.id, state)
                 return "unchanged", 0
-            self._write(path, state, run)
+            for _ in range(_ATTEMPTS):
+                try:
+                    self._write(path, state, run)
+                    break
+                except _FileChangedError:
+                    self._kb.writer().drop_staged(source)
+                    state = _with_hash(path, _file_state(path, self._settings))
+            else:
+                raise LoadError(
+                    f"{path}：读取时文件一直在变化，请稍后重试",
+                    f"{path}: it keeps changing while it is read; try later",
+                )
         return "added" if known is None else "updated", len(self._kb.chunk_ids_of(source))
 
     def _is_unchanged(self, source: str, state: SourceState) -> bool:
@@ -200,7 +212,9 @@ class Ingestor:
         remaining = itertools.islice(itertools.chain([first], documents), stored, None)
         for batch in _batches(self._new_document(document) for document in remaining):
             run.check()
+            _require_unchanged(path, state)  # else one version's text would be stored under another one's hash
             writer.add_documents(source_id, batch)
+        _require_unchanged(path, state)
         while True:
             self._embed(writer, source_id, path, generation, run)
             try:
@@ -311,6 +325,16 @@ def _new_chunk(chunk: Document, identity: str, shared: set[str]) -> NewChunk:
     key = hashlib.blake2b(f"{identity}:{start}:{end}".encode(), digest_size=16).hexdigest()
     place = {name: value for name, value in chunk.metadata.items() if name not in shared}
     return NewChunk(key, start, end, chunk.page_content, place)
+
+
+class _FileChangedError(Exception):
+    """A file is not the version that was hashed any more."""
+
+
+def _require_unchanged(path: Path, state: SourceState) -> None:
+    now = _file_state(path, cast("str", state.settings))
+    if (now.size, now.mtime_ns) != (state.size, state.mtime_ns):
+        raise _FileChangedError
 
 
 def _file_state(path: Path, settings: str) -> SourceState:

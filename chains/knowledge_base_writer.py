@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import math
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -87,6 +88,12 @@ class Writer:
                 (source, state.size, state.mtime_ns, state.sha256, state.settings, _now()),
             )
         return int(cursor.lastrowid or 0), 0
+
+    def drop_staged(self, source: str) -> None:
+        """Remove the half-written version of a source; the one that answers stays."""
+        with self._transaction() as run:
+            for (staged,) in run("SELECT id FROM sources WHERE source = ? AND active = 0", (source,)).fetchall():
+                _drop_source(run, staged)
 
     def add_documents(self, source_id: int, documents: Sequence[NewDocument]) -> None:
         """Store documents of a source that `begin_source` opened, in one transaction; their vectors come later.
@@ -209,6 +216,11 @@ class Writer:
         with self._transaction() as run:
             number = _add_generation(run, fingerprint, probe, embedder)
         return next(generation for generation in self._kb.generations() if generation.id == number)
+
+    def remember_embedder(self, generation: int, embedder: Mapping[str, Any]) -> None:
+        """Keep the config section of a generation's embedder, where it is not known (a migrated knowledge base)."""
+        with self._transaction() as run:
+            run("UPDATE generations SET embedder = ? WHERE id = ? AND embedder IS NULL", (_json(embedder), generation))
 
     def add_vectors(self, generation: int, ids: Ids, vectors: Vectors) -> None:
         """Store vectors (n, dimensions) of those of the chunks that are still there.
@@ -441,7 +453,18 @@ def _bump(run: Run) -> None:
 
 
 def _json(metadata: Mapping[str, Any]) -> str:
-    return json.dumps(dict(metadata), ensure_ascii=False)
+    try:
+        return json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
+    except ValueError:  # NaN, as pandas writes for an empty cell, is no JSON
+        return json.dumps(_without_nan(dict(metadata)), ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return [_without_nan(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _to_blob(vector: Vectors) -> bytes:

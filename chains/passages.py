@@ -10,17 +10,17 @@ from chains.knowledge_base import KnowledgeBase, StoredChunk
 _PLACES = ("page", "slide", "sheet", "headings", "table_header")
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Span:
-    """Neighbouring chunks of a document, `chunks[first : last + 1]`."""
+    """Neighbouring chunks of a document, `chunks[first : last + 1]`; `rank` is that of the best hit among them."""
 
     rank: int
     first: int
     last: int
 
-    def place(self, chunks: Sequence[StoredChunk]) -> tuple[int, int]:
-        """(start, end) in the document's text."""
-        return chunks[self.first].start, max(chunk.end for chunk in chunks[self.first : self.last + 1])
+    def joined(self, other: _Span) -> _Span:
+        """Both as one."""
+        return _Span(min(self.rank, other.rank), min(self.first, other.first), max(self.last, other.last))
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Passage:
 def join_neighbours(hits: Sequence[StoredChunk], knowledge_base: KnowledgeBase, budget: int) -> list[Passage]:
     """Passages that hold all hits, in the order of their best ones; no character of a document stands in two of them.
 
-    Hits that overlap become one passage, hits that touch do if it is not longer than `budget`. Then each passage, the
-    best first, takes in neighbouring chunks, following and preceding ones in turn, as long as it stays within the
-    budget, on its slide or sheet, and clear of the others. `document_text[start:end]` is the text of each.
+    Hits that overlap become one passage. Then each passage, the best first, takes in what is next to it, following and
+    preceding chunks in turn and other passages whole, as long as it stays within the budget and on its slide or sheet.
+    `document_text[start:end]` is the text of each.
 
     Args:
         hits: chunks, best first.
@@ -68,50 +68,55 @@ def join_neighbours(hits: Sequence[StoredChunk], knowledge_base: KnowledgeBase, 
 def _of_document(
     chunks: Sequence[StoredChunk], ranks: Mapping[int, int], text: str, budget: int, hits: Sequence[StoredChunk]
 ) -> Iterator[tuple[int, Passage]]:
-    spans = _joined([_Span(ranks[c.id], n, n) for n, c in enumerate(chunks) if c.id in ranks], chunks, budget)
-    for span in sorted(spans, key=lambda span: span.rank):
-        _grow(span, spans, chunks, budget)
-        start, end = span.place(chunks)
+    for span in _spans(chunks, ranks, budget):
+        start, end = _place(span, chunks)
         parts = tuple(chunks[span.first : span.last + 1])
         yield span.rank, Passage(hits[span.rank], start, end, text[start:end], parts)
 
 
-def _joined(hits: Sequence[_Span], chunks: Sequence[StoredChunk], budget: int) -> list[_Span]:
+def _spans(chunks: Sequence[StoredChunk], ranks: Mapping[int, int], budget: int) -> list[_Span]:
+    """The passages of one document as spans of its chunks."""
     spans: list[_Span] = []
-    for hit in hits:
-        if spans and spans[-1].last + 1 >= hit.first:
-            start, end = spans[-1].place(chunks)
-            overlap = chunks[hit.first].start < end
-            fits = chunks[hit.first].end - start <= budget and _same_sheet(chunks[hit.first], chunks[spans[-1].last])
-            if overlap or fits:
-                spans[-1].last = hit.last
-                spans[-1].rank = min(spans[-1].rank, hit.rank)
-                continue
+    for hit in (_Span(ranks[chunk.id], n, n) for n, chunk in enumerate(chunks) if chunk.id in ranks):
+        if spans and chunks[hit.first].start < _place(spans[-1], chunks)[1]:
+            hit = spans.pop().joined(hit)
         spans.append(hit)
+    for rank in sorted(span.rank for span in spans):
+        span = next((span for span in spans if span.rank == rank), None)
+        if span is not None:  # else a better one has taken it in
+            others = [other for other in spans if other is not span]
+            spans = _grown(span, others, chunks, budget)
     return spans
 
 
-def _grow(span: _Span, spans: Sequence[_Span], chunks: Sequence[StoredChunk], budget: int) -> None:
-    taken = [other.place(chunks) for other in spans if other is not span]
+def _grown(span: _Span, others: list[_Span], chunks: Sequence[StoredChunk], budget: int) -> list[_Span]:
+    """The span with what it can take in, and those of the others that are left."""
     sides = [1, -1]
     while sides:
         for side in list(sides):
-            wider = _Span(span.rank, span.first - (side < 0), span.last + (side > 0))
-            if not _may_be(wider, span, chunks, budget, taken):
+            edge = span.last if side > 0 else span.first
+            beside = edge + side
+            if not 0 <= beside < len(chunks) or not _same_sheet(chunks[edge], chunks[beside]):
                 sides.remove(side)
                 continue
-            span.first, span.last = wider.first, wider.last
+            met = next((other for other in others if other.first <= beside <= other.last), None)
+            wider = span.joined(met or _Span(span.rank, beside, beside))
+            start, end = _place(wider, chunks)
+            left = [other for other in others if other is not met]
+            if end - start > budget or any(_overlap((start, end), _place(other, chunks)) for other in left):
+                sides.remove(side)
+                continue
+            span, others = wider, left
+    return [span, *others]
 
 
-def _may_be(
-    wider: _Span, span: _Span, chunks: Sequence[StoredChunk], budget: int, taken: Sequence[tuple[int, int]]
-) -> bool:
-    if wider.first < 0 or wider.last >= len(chunks):
-        return False
-    start, end = wider.place(chunks)
-    edge, new = (wider.first + 1, wider.first) if wider.first < span.first else (wider.last - 1, wider.last)
-    clear = all(end <= low or high <= start for low, high in taken)
-    return end - start <= budget and clear and _same_sheet(chunks[edge], chunks[new])
+def _place(span: _Span, chunks: Sequence[StoredChunk]) -> tuple[int, int]:
+    """(start, end) in the document's text."""
+    return chunks[span.first].start, max(chunk.end for chunk in chunks[span.first : span.last + 1])
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
 
 
 def _same_sheet(one: StoredChunk, other: StoredChunk) -> bool:

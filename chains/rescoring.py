@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from chains.analysis import fold, is_cjk
 from chains.clause_scores import read_question
 from chains.extraction import share_found
@@ -17,14 +19,17 @@ WEIGHTS = {
 }
 
 
-def closeness(question: str, chunk: StoredChunk) -> float:
-    """What a chunk's lexical score is raised by, 0.0 to the sum of the weights."""
+def closeness(question: str, chunks: Iterable[StoredChunk]) -> dict[int, float]:
+    """What each chunk's lexical score is raised by, by chunk id; 0.0 to the sum of the weights."""
     asked = read_question(question)
-    document = chunk.document()
-    words = {term: bits for term, bits in asked.pairs.items() if not is_cjk(term[0])}
-    title = fold(chunk.title.strip())
-    return (
-        WEIGHTS["mentioned"] * share_found(asked.characters | words, fold(embedding_text(document)))
-        + WEIGHTS["title"] * (len(title) > 1 and title in fold(question))
-        + WEIGHTS["opening"] * (chunk.start == 0)
-    )
+    folded = fold(question)
+    telling = asked.characters | {term: bits for term, bits in asked.pairs.items() if not is_cjk(term[0])}
+    raises = {}
+    for chunk in chunks:
+        title = fold(chunk.title.strip())
+        raises[chunk.id] = (
+            WEIGHTS["mentioned"] * share_found(telling, fold(embedding_text(chunk.document())))
+            + WEIGHTS["title"] * (len(title) > 1 and title in folded)
+            + WEIGHTS["opening"] * (chunk.start == 0)
+        )
+    return raises

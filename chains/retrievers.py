@@ -187,7 +187,8 @@ class HybridRetriever(ChunkRetriever):
 
     def _looked_at_again(self, query: str, ranking: Ranking, weight: float) -> Ranking:
         chunks = self.store.knowledge_base.chunks(i for i, _ in ranking[: self.rescore])
-        raised = {i: score + weight * closeness(query, chunks[i]) for i, score in ranking if i in chunks}
+        raises = closeness(query, chunks.values())
+        raised = {i: score + weight * raises[i] for i, score in ranking if i in raises}
         return in_order(raised) + ranking[self.rescore :]
 
 

@@ -241,6 +241,8 @@ class FaissVectorStore(VectorStore):
             with self._lock:
                 self._generation, self._index = answering, None
                 return answering
+        if generation is not None and generation.embedder is None and self.embedder is not None:
+            self.knowledge_base.writer().remember_embedder(generation.id, self.embedder)
         if generation is None:
             name, probe = identify(self._embeddings)
             self.knowledge_base.writer().first_generation(name, probe, self.embedder)

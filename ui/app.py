@@ -153,10 +153,11 @@ class _Page:
             with gr.Tabs(elem_id="tabs"):
                 with self._text(gr.Tab, id="chat", label="tab_chat"):
                     self._chat(top_k)
-                with self._text(gr.Tab, id="sources", label="tab_sources"):
+                with self._text(gr.Tab, id="sources", label="tab_sources") as self.sources_tab:
                     self._sources()
             self._wire_chat()
             self._wire_sources()
+            self._wire_embedder()
             self._wire_language()
 
     # ------------------------------------------------------------ layout
@@ -230,6 +231,7 @@ class _Page:
             self.passage = self._html("passage")
 
     def _sources(self) -> None:
+        self.embedder = self._html("embedder")
         with gr.Row(elem_id="knowledge"):
             self.dropzone = self._html("dropzone", value=markup.dropzone(Report(), self.language))
             with gr.Column(elem_id="documents", scale=2):
@@ -289,12 +291,33 @@ class _Page:
             return handlers.filter_table(self.service, session, text)
 
         self.dropzone.files(upload, self.session, views, **quiet)
+        # not through the queue: it must get through while files are in work
+        self.dropzone.halt(handlers.stop_upload, self.session, None, queue=False, **quiet)
         self.table.remove(remove, self.session, views, **quiet)
         self.filter.change(narrow, [self.session, self.filter], self.table, trigger_mode="always_last", **quiet)
 
+    def _wire_embedder(self) -> None:
+        # no limit: an open page watches as long as the change takes
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+
+        def watch(session: Session) -> Iterator[str]:
+            yield from handlers.watch_embedder(self.service, session)
+
+        def change(session: Session) -> Iterator[str]:
+            yield from handlers.change_embedder(self.service, session)
+
+        def go_back(session: Session) -> Iterator[str]:
+            yield from handlers.change_embedder(self.service, session, rollback=True)
+
+        self.embedder.change_over(change, self.session, self.embedder, **quiet)
+        self.embedder.go_back(go_back, self.session, self.embedder, **quiet)
+        self.embedder.halt(self.service.stop_change, None, None, queue=False, **quiet)
+        # another page or another process may have begun a change
+        gr.on([self.app.load, self.sources_tab.select], watch, self.session, self.embedder, **quiet)
+
     def _wire_language(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        contents = [self.header, self.conversation, self.passage, self.dropzone, self.table]
+        contents = [self.header, self.conversation, self.passage, self.dropzone, self.table, self.embedder]
 
         def show(session: Session) -> list[Any]:
             return [
@@ -303,6 +326,7 @@ class _Page:
                 handlers.passage(self.service, session),
                 handlers.dropzone(session),
                 handlers.table(self.service, session),
+                handlers.embedder(self.service, session),
             ]
 
         llm = [component for component, _ in self.texts].index(self.llm)

@@ -36,13 +36,24 @@ def serve(arguments: argparse.Namespace) -> int:
         )
     from ui.app import build_app, launch  # gradio takes seconds to import
     from ui.examples import example_questions
+    from ui.service import RagService
 
-    service = _service(config, create=True)
+    service = RagService(config, create=True, any_embedder=True)
     print(f"知识库 / knowledge base: {config.kb}，{len(service.sources())} 个文档 / documents", file=sys.stderr)
+    embedder = service.embedder()
+    if embedder.differs:
+        print(
+            f"向量由 {embedder.answering} 生成，配置的是 {embedder.configured}；在网页的“知识库”中换用 /"
+            " the vectors are by another embedder than the configured one; change over on the page",
+            file=sys.stderr,
+        )
     app = build_app(
         service, examples=example_questions(service.knowledge_base), language=config.language, top_k=config.top_k
     )
-    launch(app, host=host, port=port, auth=(config.server.username, password) if password else None)
+    try:
+        launch(app, host=host, port=port, auth=(config.server.username, password) if password else None)
+    finally:
+        service.close()
     return 0
 
 

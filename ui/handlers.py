@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import functools
-import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 from loaders.errors import RagProjError
 from ui import markup
+from ui.background import TICK_S, Background
 from ui.i18n import Language, other, tr
-from ui.views import Passage, Problem, Report, SourceRow, Turn
+from ui.views import EmbedderState, Passage, Problem, Report, SourceRow, Turn
 
 __all__ = ["ChatView", "Passage", "Service", "Session", "SourceRow", "SourcesView"]
 
-logger = logging.getLogger(__name__)
-
 MAX_UPLOAD_MB = 200
-TICK_S = 0.05
+WATCH_S = 0.2
 # How many characters of a growing answer are rendered per second at most: a repaint costs its length, so repainting
 # ever more rarely as the answer grows keeps the whole cost proportional to the time it takes, not to its square.
 RENDERED_PER_SECOND = 100_000
@@ -60,6 +56,15 @@ class Service(Protocol):
     def passage(self, citation: dict[str, Any]) -> Passage:
         """A citation's quote in its surroundings."""
 
+    def embedder(self) -> EmbedderState:
+        """Which embedder answers, which one is configured, and how far the change is."""
+
+    def change_embedder(self, *, rollback: bool = False) -> None:
+        """Begin to change over to the configured embedder, or back to the one before."""
+
+    def stop_change(self) -> None:
+        """End the change in progress."""
+
 
 @dataclass
 class Session:
@@ -69,6 +74,7 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     filter: str = ""
     running: threading.Event | None = None
+    uploading: threading.Event | None = None
     report: Report = field(default_factory=Report)
     # of the passage that is open: (turn, number of the citation)
     opened: tuple[int, int] | None = None
@@ -155,7 +161,7 @@ def _grow(turn: Turn, open_stream: Callable[[], Iterator[dict[str, Any]]], stop:
             painted, dirty = now, False
             yield
     else:
-        turn.problem = _problem(work.error())
+        turn.problem = _problem(work)
     turn.stopped = stop.is_set() and not turn.complete
 
 
@@ -244,19 +250,21 @@ def upload(
     report = session.report = Report(failed=[(name, Problem.of("upload_refused", limit=limit)) for name in refused])
     paths = [path for path in map(Path, files) if path.resolve().is_relative_to(inside.resolve())]
     if paths:
-        stop = threading.Event()
+        stop = session.uploading = threading.Event()
         work = Background[tuple[int, int, str]](
-            lambda tell: report.take(service.upload(paths, lambda *at: tell(at), stop))
+            lambda tell: report.take(service.upload(paths, lambda *at: tell(at), stop), len(paths))
         )
         try:
             for at in work:
                 if at is not None:
                     report.progress = (at[0], at[1], Path(at[2]).name)
+                if at is not None or stop.is_set() != report.stopping:
+                    report.stopping = stop.is_set()
                     yield SourcesView(dropzone=markup.dropzone(report, session.language))
-            report.problem = _problem(work.error())
+            report.problem = _problem(work)
         finally:
             stop.set()
-            report.progress = None
+            session.uploading = report.progress = None
             for path in paths:
                 path.unlink(missing_ok=True)
     yield SourcesView(
@@ -264,6 +272,12 @@ def upload(
         table=table(service, session),
         conversation=conversation(service, session, examples=examples),
     )
+
+
+def stop_upload(session: Session) -> None:
+    """End the upload in progress; the files that are done stay."""
+    if session.uploading is not None:
+        session.uploading.set()
 
 
 def dropzone(session: Session) -> str:
@@ -304,59 +318,51 @@ def remove(service: Service, session: Session, sources: Sequence[str], *, exampl
     )
 
 
+# ---------------------------------------------------------------- the embedder
+
+
+def embedder(service: Service, session: Session) -> str:
+    """The panel that tells which embedder answers; empty where there is nothing to change."""
+    return next(watch_embedder(service, session))
+
+
+def watch_embedder(service: Service, session: Session) -> Iterator[str]:
+    """The panel, and again whenever it is another one, until no change of embedder is in progress."""
+    shown = None
+    while True:
+        try:
+            state = service.embedder()
+        except RagProjError as error:
+            yield markup.embedder_problem(_say(error, session.language), session.language)
+            return
+        panel = markup.embedder(state, session.language)
+        if panel != shown:
+            shown = panel
+            yield panel
+        if state.progress is None:
+            return
+        time.sleep(WATCH_S)
+
+
+def change_embedder(service: Service, session: Session, *, rollback: bool = False) -> Iterator[str]:
+    """The panel while the configured embedder takes over, or the one before; the work outlives the page."""
+    service.change_embedder(rollback=rollback)
+    yield from watch_embedder(service, session)
+
+
+# ---------------------------------------------------------------- the language
+
+
 def switch_language(session: Session) -> Language:
     """The language the page has from now on."""
     session.language = other(session.language)
     return session.language
 
 
-# ---------------------------------------------------------------- work beside the page
-
-T = TypeVar("T")
-
-
-class Background(Generic[T]):
-    """Work on a thread of its own. Iterating yields what it reports, and None whenever it has been silent for a tick,
-
-    so that the page can stop, or paint what it has, while a model is still busy with its next word.
-    """
-
-    def __init__(self, work: Callable[[Callable[[T], None]], None]) -> None:
-        self._reports: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
-        executor = ThreadPoolExecutor(1, thread_name_prefix="ragproj-page")
-        self._future = executor.submit(work, self._reports.put)
-        self._future.add_done_callback(lambda _: self._reports.put(_End()))
-        executor.shutdown(wait=False)
-
-    def __iter__(self) -> Iterator[T | None]:
-        """What the work reports, in order, until it ends."""
-        while True:
-            try:
-                report = self._reports.get(timeout=TICK_S)
-            except queue.Empty:
-                yield None
-                continue
-            if isinstance(report, _End):
-                return
-            yield report
-
-    def error(self) -> BaseException | None:
-        """What the work ended with; call it after the iteration."""
-        return self._future.exception()
-
-
-class _End:
-    """The last thing in the queue."""
-
-
-def _problem(error: BaseException | None) -> Problem | None:
-    """What the user reads about an error: its own words, or that the log knows more."""
-    if error is None:
-        return None
-    if isinstance(error, RagProjError):
-        return Problem(error.zh, error.en)
-    logger.error("the page's work failed", exc_info=error)
-    return Problem.of("internal_error")
+def _problem(work: Background[Any]) -> Problem | None:
+    """What the user reads about how some work ended; None where it ended well."""
+    error = work.error()
+    return None if error is None else Problem.of_error(error)
 
 
 def _say(error: RagProjError, language: Language) -> str:

@@ -68,6 +68,10 @@ STRINGS: dict[str, Text] = {
     "passage": Text("原文出处", "Source passage"),
     "close": Text("关闭", "Close"),
     "page": Text("第 {page} 页", "page {page}"),
+    "slide": Text("第 {slide} 张幻灯片", "slide {slide}"),
+    "sheet": Text("工作表 {sheet}", "sheet {sheet}"),
+    "also_in": Text("同样的文字还见于", "The same text also stands in"),
+    "more_sources": Text("另见 {count} 处", "{count} more"),
     "passage_gone": Text(
         "找不到这条出处，请重新提问。", "This citation is no longer available: ask the question again."
     ),
@@ -83,6 +87,8 @@ STRINGS: dict[str, Text] = {
         "新增 {added} 份，更新 {updated} 份，未变 {unchanged} 份，共写入 {chunks} 段，用时 {seconds} 秒。",
         "{added} added, {updated} updated, {unchanged} unchanged; chunks stored: {chunks} ({seconds} s).",
     ),
+    "stopping": Text("正在停止…", "Stopping…"),
+    "ingest_stopped": Text("已停止，还有 {count} 份没有处理。", "Stopped before {count} of the files."),
     "ingest_failed": Text("{count} 份没有成功：", "{count} failed:"),
     "upload_refused": Text(
         "上传没有成功：文件可能超过 {limit} MB，或连接中断。",
@@ -90,6 +96,28 @@ STRINGS: dict[str, Text] = {
     ),
     "file": Text("文件", "File"),
     "reason": Text("原因", "Reason"),
+    # the embedder
+    "embedder": Text("向量模型", "Embedder"),
+    "embedder_differs": Text(
+        "现在由 {answering} 回答，配置的是 {configured}。", "{answering} answers now, {configured} is configured."
+    ),
+    "embedder_hint": Text(
+        "换用它要为全部文档重新生成向量。期间照常提问和上传，完成后自动切换；可以随时停止，下次接着做。",
+        "To change over, vectors of all documents are made again. Ask and upload as usual meanwhile; it takes over"
+        " when they are done. Stop at any time: the next run goes on from there.",
+    ),
+    "embedder_ready": Text(
+        "它的向量仍然保留，切换只需补上此后加入的文档。",
+        "Its vectors are kept: only documents added since are still to be done.",
+    ),
+    "embedder_kept": Text(
+        "现在由 {answering} 回答，{kept} 的向量仍然保留。", "{answering} answers now, the vectors of {kept} are kept."
+    ),
+    "reembed": Text("重新生成向量", "Re-embed"),
+    "switch_over": Text("切换", "Switch over"),
+    "roll_back": Text("切换回旧模型", "Go back to the old one"),
+    "reembedding": Text("正在生成向量 {done}/{total}", "Making vectors {done}/{total}"),
+    "reembed_stopped": Text("已停止，做好的向量已保存。", "Stopped; the vectors made so far are kept."),
     "sources": Text("已入库的文档", "Documents in the knowledge base"),
     "filter": Text("筛选文档", "Filter documents"),
     "filter_placeholder": Text("按名称筛选", "Filter by name"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import PurePath
 from typing import Any
@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from ui.i18n import Language, tr
-from ui.views import Passage, Report, SourceRow, Turn
+from ui.views import EmbedderState, Passage, Report, SourceRow, Turn
 
 ROWS_SHOWN = 200
 QUESTION_SHOWN = 300
@@ -133,12 +133,21 @@ def _citations(one: Turn, number: int, language: Language) -> str:
 
 def _citation(one: Turn, citation: dict[str, Any], number: int, language: Language) -> str:
     title = one.titles.get(citation["source"]) or PurePath(citation["source"]).name
-    page = f'<span class="page">{tr("page", language, page=citation["page"])}</span>' if citation.get("page") else ""
+    more = len(citation.get("also_in", ()))
+    further = f'<span class="more">{tr("more_sources", language, count=more)}</span>' if more else ""
     return (
         f'<button type="button" class="source" data-action="cite" data-turn="{number}" data-n="{citation["n"]}" '
         f'title="{escape(citation["source"])}"><b>{citation["n"]}</b><span class="title">{escape(title)}</span>'
-        f"{page}</button>"
+        f"{_place(citation, language)}{further}</button>"
     )
+
+
+def _place(place: Mapping[str, Any], language: Language) -> str:
+    """Where in its document something stands: the page, slide or sheet, nothing for a plain text."""
+    for key in ("page", "slide", "sheet"):
+        if place.get(key) is not None:
+            return f'<span class="page">{escape(tr(key, language, **{key: place[key]}))}</span>'
+    return ""
 
 
 def _tools(one: Turn, language: Language) -> str:
@@ -157,16 +166,27 @@ def _tools(one: Turn, language: Language) -> str:
 
 def passage(found: Passage, n: int, language: Language) -> str:
     """A quote, highlighted in its surroundings, under the place it comes from."""
-    page = f'<span class="page">{tr("page", language, page=found.page)}</span>' if found.page else ""
     headings = " › ".join(map(escape, found.headings))
     body = (
-        f'<p class="where"><b class="number">{n}</b><strong>{escape(found.title)}</strong>{page}</p>'
-        f'<p class="path">{escape(found.source)}</p>'
+        f'<p class="where"><b class="number">{n}</b><strong>{escape(found.title)}</strong>'
+        f'{_place(vars(found), language)}</p><p class="path">{escape(found.source)}</p>'
         + (f'<p class="headings">{headings}</p>' if headings else "")
+        + _also_in(found, language)
         + f'<div class="text" tabindex="0">{escape(found.before)}<mark>{escape(found.quote)}</mark>'
         f"{escape(found.after)}</div>"
     )
     return _panel(body, language)
+
+
+def _also_in(found: Passage, language: Language) -> str:
+    """The other documents that hold the same text."""
+    if not found.also_in:
+        return ""
+    # by path: copies mostly have the same title
+    items = "".join(
+        f'<li title="{escape(entry.get("title", ""))}">{escape(entry["source"])}</li>' for entry in found.also_in
+    )
+    return f'<div class="also"><span>{tr("also_in", language)}</span><ul>{items}</ul></div>'
 
 
 def passage_problem(text: str, language: Language) -> str:
@@ -204,8 +224,18 @@ def _progress(report: Report, language: Language) -> str:
     if report.progress is None:
         return ""
     done, total, name = report.progress
-    text = escape(tr("ingesting", language, done=done, total=total, name=name))
-    return f'<p>{text}</p><progress max="{max(total, 1)}" value="{done}" aria-label="{text}"></progress>'
+    text = tr("stopping", language) if report.stopping else tr("ingesting", language, done=done, total=total, name=name)
+    return _bar(text, done, total, language, stopping=report.stopping)
+
+
+def _bar(text: str, done: int, total: int, language: Language, *, stopping: bool) -> str:
+    """Work in progress: what is being done, how far it is, and the button that ends it."""
+    disabled = " disabled" if stopping else ""
+    return (
+        f'<div class="work"><p>{escape(text)}</p>'
+        f'<button type="button" data-action="halt"{disabled}>{tr("stop", language)}</button>'
+        f'<progress max="{max(total, 1)}" value="{done}" aria-label="{escape(text)}"></progress></div>'
+    )
 
 
 def _outcome(report: Report, language: Language) -> str:
@@ -215,6 +245,8 @@ def _outcome(report: Report, language: Language) -> str:
     if report.counts and any(report.counts[kind] for kind in ("added", "updated", "unchanged")):
         counts = {**report.counts, "seconds": f"{report.counts['seconds']:.1f}"}
         parts.append(f'<p class="done">{tr("ingest_done", language, **counts)}</p>')
+    if report.skipped:
+        parts.append(f'<p class="problem">{tr("ingest_stopped", language, count=report.skipped)}</p>')
     if report.failed:
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>{escape(reason.say(language))}</td></tr>" for name, reason in report.failed
@@ -249,6 +281,52 @@ def sources(rows: Sequence[SourceRow], wanted: str, language: Language, *, notic
         + "".join(_source(row, language) for row in found[:ROWS_SHOWN])
         + "</tbody></table>"
     )
+
+
+def embedder(state: EmbedderState, language: Language) -> str:
+    """Which embedder answers and how another one takes over; nothing where there is nothing to change."""
+    answering, configured = _code(state.answering), _code(state.configured)
+    ready = state.kept == state.configured
+    if state.differs:
+        said = tr("embedder_differs", language, answering=answering, configured=configured)
+        hint = f"<small>{tr('embedder_ready' if ready else 'embedder_hint', language)}</small>"
+        button = _button("reembed", "switch_over" if ready else "reembed", language)
+    elif state.kept is not None:
+        said, hint = tr("embedder_kept", language, answering=answering, kept=_code(state.kept)), ""
+        button = _button("roll-back", "roll_back", language)
+    elif state.progress is not None or state.problem is not None:
+        said, hint, button = answering, "", ""
+    else:
+        return ""
+    if state.progress is not None:
+        text = tr("stopping", language) if state.stopping else ""
+        done, total = state.progress
+        text = text or tr("reembedding", language, done=f"{done:,}", total=f"{total:,}")
+        button = _bar(text, done, total, language, stopping=state.stopping)
+    return _embedder_panel(f"<div><p>{said}</p>{hint}{_change_outcome(state, language)}</div>{button}", language)
+
+
+def embedder_problem(text: str, language: Language) -> str:
+    """The panel when it cannot be told which embedder answers."""
+    return _embedder_panel(f'<p class="problem" role="alert">{escape(text)}</p>', language)
+
+
+def _embedder_panel(body: str, language: Language) -> str:
+    return f'<section class="embedder"><h2>{tr("embedder", language)}</h2>{body}</section>'
+
+
+def _change_outcome(state: EmbedderState, language: Language) -> str:
+    if state.problem is not None:
+        return f'<p class="problem" role="alert">{escape(state.problem.say(language))}</p>'
+    return f'<p class="done" role="status">{tr("reembed_stopped", language)}</p>' if state.stopped else ""
+
+
+def _button(action: str, key: str, language: Language) -> str:
+    return f'<button type="button" data-action="{action}">{tr(key, language)}</button>'
+
+
+def _code(name: str) -> str:
+    return f"<code>{escape(name)}</code>"
 
 
 def sources_problem(text: str) -> str:

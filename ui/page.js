@@ -114,6 +114,7 @@ function dropzone(element, trigger, upload) {
     send([...event.target.files]);
     event.target.value = "";
   });
+  onAction(element, { halt: () => trigger("halt") });
   const hover = (on) => (event) => {
     event.preventDefault();
     element.querySelector(".drop").classList.toggle("over", on);
@@ -123,6 +124,14 @@ function dropzone(element, trigger, upload) {
   element.addEventListener("drop", (event) => {
     hover(false)(event);
     send([...event.dataTransfer.files]);
+  });
+}
+
+function embedder(element, trigger) {
+  onAction(element, {
+    reembed: () => trigger("change_over"),
+    "roll-back": () => trigger("go_back"),
+    halt: () => trigger("halt"),
   });
 }
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,32 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 
 from chains.config import ChatModelConfig, ExtractiveConfig, RagConfig
+from chains.embeddings import fingerprint
 from chains.fulltext import FullTextIndex
-from chains.ingestion import Ingestor, Progress
-from chains.retrieval_qa import RetrievalQA, build_retrieval_qa, build_vectorstore
+from chains.ingestion import Ingestor, IngestReport, Progress
+from chains.knowledge_base import FingerprintError
+from chains.reembedding import reembed
+from chains.retrieval_qa import RetrievalQA, build_retrieval_qa, open_vectorstore
+from chains.vectorstores import FaissVectorStore
 from loaders.errors import RagProjError
+from ui.embedder_change import EmbedderChange
+from ui.embedder_change import Report as ChangeReport
+from ui.embedders import StoredEmbedders
 from ui.streams import EventLoopThread
-from ui.views import Passage, SourceRow
+from ui.views import EmbedderState, Passage, SourceRow
 
 # Characters of the document shown on either side of a quote.
 _SURROUNDINGS = 400
+# For the batch of a change of embedder that is in hand at the end; what is not committed is made again next time.
+_CLOSING_WAIT_S = 30
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """A store with its embedder, and the chain over it."""
+
+    store: FaissVectorStore
+    qa: RetrievalQA
 
 
 class RagService:
@@ -36,26 +54,69 @@ class RagService:
         create: bool = False,
         embeddings: Embeddings | None = None,
         llm: BaseChatModel | None = None,
+        any_embedder: bool = False,
     ) -> None:
         """Open the knowledge base and build the chain.
 
+        Args:
+            config: what to build.
+            create: make the knowledge base where there is none.
+            embeddings: in place of the configured embedder.
+            llm: in place of the configured generator.
+            any_embedder: answer with the embedder that made the vectors where that is not the configured one, also
+                when it is changed later; `change_embedder` then lets the configured one take over.
+
         Raises:
             KnowledgeBaseError: it does not exist and `create` is false, or cannot be read.
-            FingerprintError: another embedder made its vectors.
+            FingerprintError: another embedder made its vectors, and may not or cannot be used.
         """
         self.config = config
+        self._llm = llm
         self._loop = EventLoopThread()
-        self.store = build_vectorstore(config, embeddings, create=create)
-        self.knowledge_base = self.store.knowledge_base
+        self._lock = threading.Lock()
+        self._change = EmbedderChange()
+        store = open_vectorstore(config, embeddings, create=create)
+        self.knowledge_base = store.knowledge_base
         self.fulltext = FullTextIndex(self.knowledge_base)
-        self.qa: RetrievalQA = build_retrieval_qa(config, vectorstore=self.store, fulltext=self.fulltext, llm=llm)
+        self._embedders = StoredEmbedders(store, config.vectorstore) if any_embedder else None
+        if self._embedders is None:
+            store.check_embedder()
+        else:
+            store = self._embedders.answering_store()
+        self._current = self._chain_over(store)
         # as sources are named
         self._files = Path(os.path.abspath(self.knowledge_base.path)) / "files"  # noqa: PTH100
 
     def close(self) -> None:
         """Close the database and end what still runs."""
+        self._change.stop()
+        self._change.wait(_CLOSING_WAIT_S)
         self._loop.close()
         self.knowledge_base.close()
+
+    @property
+    def store(self) -> FaissVectorStore:
+        """The vector store that answers now."""
+        return self._answering().store
+
+    @property
+    def qa(self) -> RetrievalQA:
+        """The chain that answers now; a question that was asked before a change ends with the chain it began with."""
+        return self._answering().qa
+
+    def _answering(self) -> _Answering:
+        """What answers now: where the embedder was changed, by this process or another one, by the new one."""
+        with self._lock:
+            if self._embedders is not None and not self._change.running and not _is_current(self._current.store):
+                self._current = self._chain_over(self._embedders.answering_store())
+            return self._current
+
+    def _chain_over(self, store: FaissVectorStore) -> _Answering:
+        return _Answering(
+            store, build_retrieval_qa(self.config, vectorstore=store, fulltext=self.fulltext, llm=self._llm)
+        )
+
+    # -- asking --------------------------------------------------------------------------------------------------
 
     def stream(
         self,
@@ -88,6 +149,8 @@ class RagService:
             for info in self.knowledge_base.sources()
         ]
 
+    # -- documents -----------------------------------------------------------------------------------------------
+
     def ingestor(self) -> Ingestor:
         """The way into the knowledge base."""
         return Ingestor(self.store, self.fulltext, loader=self.config.loader, splitter=self.config.splitter)
@@ -101,9 +164,20 @@ class RagService:
         kept = _UploadFolder(self._files)
         try:
             copies = [kept.add(path) for path in paths]
-            return self.ingestor().ingest(copies, progress=progress, stop=stop).as_dict()
+            return self._ingest(copies, progress, stop).as_dict()
         finally:
             kept.settle(self._is_stored)
+
+    def _ingest(self, files: list[Path], progress: Progress, stop: threading.Event | None) -> IngestReport:
+        ingestor = self.ingestor()
+        try:
+            return ingestor.ingest(files, progress=progress, stop=stop)
+        except FingerprintError:
+            if self._embedders is None:
+                raise
+        # the embedder was changed meanwhile: the new one goes on; what the old one has stored counts as unchanged
+        self._change.wait()
+        return self.ingestor().ingest(files, progress=progress, stop=stop)
 
     def _is_stored(self, path: Path) -> bool:
         """Whether the knowledge base holds this very version of a file."""
@@ -142,7 +216,62 @@ class RagService:
             before=text[max(0, start - _SURROUNDINGS) : start],
             quote=text[start:end],
             after=text[end : end + _SURROUNDINGS],
+            slide=citation.get("slide"),
+            sheet=citation.get("sheet"),
+            also_in=citation.get("also_in", []),
         )
+
+    # -- the embedder --------------------------------------------------------------------------------------------
+
+    def embedder(self) -> EmbedderState:
+        """Which embedder answers, which one is configured, and how far the change is."""
+        answering = fingerprint(self.store.embeddings)
+        if self._embedders is None:
+            return EmbedderState(answering, answering, differs=False)
+        configured = self._embedders.configured
+        return EmbedderState(
+            configured=fingerprint(configured.embeddings),
+            answering=answering,
+            differs=self.store.embeddings is not configured.embeddings,
+            kept=self._embedders.kept(),
+            progress=self._change.progress if self._change.running else None,
+            stopping=self._change.stopping,
+            stopped=self._change.stopped,
+            problem=self._change.problem,
+        )
+
+    def change_embedder(self, *, rollback: bool = False) -> None:
+        """Begin to make vectors by the configured embedder, which answers when all are made; or go back to those kept.
+
+        The embedder that answers goes on answering meanwhile. Does nothing while a change is in progress.
+        """
+        embedders = self._embedders
+        if embedders is None:
+            raise ValueError("the service was not opened with any_embedder")
+
+        def work(report: ChangeReport, stop: threading.Event) -> None:
+            store = embedders.kept_store() if rollback else embedders.configured_store()
+            reembed(store, rollback=rollback, progress=report, stop=stop)
+            store.save_cache()  # questions find the new index made
+            fresh = self._chain_over(store)
+            with self._lock:
+                self._current = fresh
+
+        self._change.start(work)
+
+    def stop_change(self) -> None:
+        """End the change in progress after the batch in hand; the next one goes on from there."""
+        self._change.stop()
+
+
+def _is_current(store: FaissVectorStore) -> bool:
+    """Whether the generation that answers in the knowledge base is the one a store reads."""
+    answering = store.knowledge_base.generation()
+    try:
+        held = store.check_embedder()
+    except FingerprintError:  # a write through it has found out already
+        return False
+    return answering is None or (held is not None and held.id == answering.id)
 
 
 class _UploadFolder:

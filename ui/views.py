@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loaders.errors import RagProjError
 from ui.i18n import STRINGS, Language
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,14 @@ class Problem:
         """The string `key` of the table as a problem."""
         text = STRINGS[key]
         return cls(text.zh.format(**values), text.en.format(**values))
+
+    @classmethod
+    def of_error(cls, error: BaseException) -> Problem:
+        """What a user reads about an error: its own words, or that the log knows more."""
+        if isinstance(error, RagProjError):
+            return cls(error.zh, error.en)
+        logger.error("the page's work failed", exc_info=error)
+        return cls.of("internal_error")
 
     @classmethod
     def parse(cls, text: str) -> Problem:
@@ -56,6 +68,28 @@ class Passage:
     before: str
     quote: str
     after: str
+    slide: int | None = None
+    sheet: str | None = None
+    also_in: list[dict[str, str]] = field(default_factory=list)
+    """`source`, and `title` where there is one, of the other documents with the same text"""
+
+
+@dataclass(frozen=True)
+class EmbedderState:
+    """Which embedder answers, which one the config asks for, and the change from one to the other."""
+
+    configured: str
+    answering: str
+    differs: bool
+    """whether the configured one did not make the vectors that answer"""
+    kept: str | None = None
+    """whose vectors are kept to go back to"""
+    progress: tuple[int, int] | None = None
+    """chunks that have a vector and chunks in all, while a change is in progress"""
+    stopping: bool = False
+    stopped: bool = False
+    """whether the last change was stopped before its end"""
+    problem: Problem | None = None
 
 
 @dataclass
@@ -106,8 +140,14 @@ class Report:
     counts: dict[str, Any] | None = None
     failed: list[tuple[str, Problem]] = field(default_factory=list)
     problem: Problem | None = None
+    stopping: bool = False
+    """whether the user has asked to stop and a file is still in work"""
+    skipped: int = 0
+    """files that were left out because the user stopped"""
 
-    def take(self, ingested: dict[str, Any]) -> None:
-        """Add what the ingest says: counts, and a reason for each file that failed."""
+    def take(self, ingested: dict[str, Any], files: int) -> None:
+        """Add what the ingest of so many files says: counts, and a reason for each file that failed."""
         self.counts = ingested
+        done = sum(ingested[kind] for kind in ("added", "updated", "unchanged")) + len(ingested["failed"])
+        self.skipped = max(0, files - done)
         self.failed += [(Path(entry["path"]).name, Problem.parse(entry["reason"])) for entry in ingested["failed"]]

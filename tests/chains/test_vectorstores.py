@@ -12,8 +12,8 @@ from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
-from chains.knowledge_base import FingerprintError, KnowledgeBase
-from chains.vectorstores import FaissVectorStore
+from chains.knowledge_base import FingerprintError, KnowledgeBase, KnowledgeBaseError
+from chains.vectorstores import FaissVectorStore, identify, made_by
 
 
 class TestFaissVectorStoreStandard(VectorStoreIntegrationTests):
@@ -163,11 +163,12 @@ def test_a_second_store_sees_what_the_first_one_wrote(store: FaissVectorStore) -
         assert texts(reader.similarity_search("0")) == ["1"]
 
 
+@pytest.mark.parametrize("file", ["faiss-1.index", "faiss-1.state"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "noise", "zeros", "empty"])
-def test_a_damaged_cache_is_rebuilt_from_the_database(store: FaissVectorStore, damage: str) -> None:
+def test_a_damaged_cache_is_rebuilt_from_the_database(store: FaissVectorStore, damage: str, file: str) -> None:
     store.add_texts(["0", "1", "2"])
     store.save_cache()
-    cache = store.knowledge_base.path / "faiss.index"
+    cache = store.knowledge_base.path / file
     original = cache.read_bytes()
     if damage == "missing":
         cache.unlink()
@@ -193,11 +194,98 @@ def test_a_cache_of_another_history_is_not_trusted(tmp_path: Path) -> None:
         first = FaissVectorStore(AxisEmbeddings(), knowledge_base)
         first.add_texts(["0"])
         first.save_cache()
-    cache = (tmp_path / "kb" / "faiss.index").read_bytes()
+    caches = {file: file.read_bytes() for file in (tmp_path / "kb").glob("faiss-*")}
+    assert len(caches) == 2
     for file in (tmp_path / "kb").glob("kb.sqlite*"):
         file.unlink()
     with KnowledgeBase(tmp_path / "kb", create=True) as knowledge_base:
         FaissVectorStore(AxisEmbeddings(), knowledge_base).add_texts(["1"])
-        (tmp_path / "kb" / "faiss.index").write_bytes(cache)
+        for file, content in caches.items():
+            file.write_bytes(content)
         found = FaissVectorStore(AxisEmbeddings(), knowledge_base).similarity_search_with_score("1", k=1)
     assert found[0][1] == pytest.approx(1.0, abs=1e-3)
+
+
+# -- generations -----------------------------------------------------------------------------------------------------
+
+
+class MirroredEmbeddings(AxisEmbeddings):
+    """The same texts in the opposite directions."""
+
+    def embed_query(self, text: str) -> list[float]:
+        return [-value for value in super().embed_query(text)]
+
+
+def switched(store: FaissVectorStore) -> FaissVectorStore:
+    """A store over the same folder, by another embedder that answers from now on."""
+    knowledge_base = store.knowledge_base
+    other = FaissVectorStore(MirroredEmbeddings(), knowledge_base, embedder={"_type": "mirrored"})
+    generation = knowledge_base.writer().add_generation(*identify(other.embeddings), other.embedder)
+    ids = knowledge_base.without_vector(generation.id)
+    rows = [other.embed_query(text) for _, text in knowledge_base.index_texts(ids)]
+    knowledge_base.writer().add_vectors(generation.id, ids, np.array(rows))
+    knowledge_base.writer().switch_generation(generation.id)
+    return other
+
+
+def test_a_generation_knows_the_config_its_embedder_was_made_from(store: FaissVectorStore) -> None:
+    store.add_texts(["0"])
+    other = switched(store)
+    assert [made.embedder for made in store.knowledge_base.generations()] == [None, {"_type": "mirrored"}]
+    assert made_by(store.knowledge_base.generations()[0], store.embeddings)
+    assert not made_by(store.knowledge_base.generations()[0], other.embeddings)
+
+
+def test_after_a_switch_the_new_embedder_answers_and_the_old_one_is_refused_by_name(store: FaissVectorStore) -> None:
+    store.add_texts(["0", "1"])
+    other = switched(store)
+    assert other.similarity_search_with_score("1", k=1)[0][1] == pytest.approx(1, abs=1e-3)
+    with pytest.raises(FingerprintError, match=r"MirroredEmbeddings.*AxisEmbeddings"):
+        FaissVectorStore(AxisEmbeddings(), store.knowledge_base).similarity_search("1")
+
+
+def test_a_store_that_was_open_over_a_switch_answers_from_the_kept_vectors_and_writes_nothing(
+    store: FaissVectorStore,
+) -> None:
+    store.add_texts(["0", "1"])
+    assert texts(store.similarity_search("1", k=1)) == ["1"]
+    switched(store)
+    assert texts(store.similarity_search("1", k=1)) == ["1"]
+    with pytest.raises(FingerprintError, match=r"MirroredEmbeddings.*AxisEmbeddings"):
+        store.add_texts(["2"])
+    assert store.knowledge_base.chunk_count() == 2
+    assert texts(store.similarity_search("1", k=1)) == ["1"]
+
+
+def test_a_write_whose_embedder_was_changed_meanwhile_is_refused_whole(store: FaissVectorStore) -> None:
+    store.add_texts(["0"], ids=["a"])
+    embedder = store.embeddings
+    assert isinstance(embedder, AxisEmbeddings)
+
+    def embed_documents(passages: list[str]) -> list[list[float]]:
+        del embedder.embed_documents  # type: ignore[method-assign]
+        switched(store)
+        return embedder.embed_documents(passages)
+
+    embedder.embed_documents = embed_documents  # type: ignore[method-assign]
+    with pytest.raises(KnowledgeBaseError, match="changed over to another embedder"):
+        store.add_texts(["1", "2"], ids=["a", "b"])
+    assert texts(store.get_by_ids(["a", "b"])) == ["0"]
+    assert len(store.knowledge_base.without_vector(2)) == 0
+
+
+# -- equal texts -----------------------------------------------------------------------------------------------------
+
+
+def test_equal_texts_under_ids_of_their_own_are_documents_of_their_own(store: FaissVectorStore) -> None:
+    store.add_texts(["0", "0"], [{"source": "x"}, {"source": "y"}], ids=["a", "b"])
+    assert texts(store.similarity_search("0", k=5)) == ["0", "0"]
+    assert store.delete(["a"]) is True
+    assert [document.metadata["source"] for document in store.similarity_search("0", k=5)] == ["y"]
+
+
+def test_deleting_what_files_brought_in_works_by_id_too(store: FaissVectorStore) -> None:
+    store.add_texts(["0"])
+    (key,) = [chunk.key for chunk in store.knowledge_base.chunks([1]).values()]
+    assert store.delete([key, "unknown"]) is True
+    assert store.similarity_search("0") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from langchain_core.documents import Document
 
 from loaders.errors import RagProjError
-from ui.views import Passage, SourceRow
+from ui.views import EmbedderState, Passage, SourceRow
 
 HANDBOOK = "年假每年十天。加班须在事前申请，由部门主管批准后生效。出差住宿每晚不超过五百元。"
 
@@ -26,6 +27,9 @@ class FakeService:
         self.pieces_sent = 0
         self.closed = threading.Event()
         self.fails: Exception | None = None
+        self.state = EmbedderState("lexical-1024", "lexical-1024", differs=False)
+        self.changes: list[bool] = []
+        self.also_in: list[dict[str, str]] = []
 
     def stream(
         self,
@@ -60,6 +64,8 @@ class FakeService:
                 "end": start + len(quote),
                 "quote": quote,
             }
+            if self.also_in:
+                citation["also_in"] = self.also_in
             yield {"citations": [citation] if quote else [], "refused": not quote}
         finally:
             self.closed.set()
@@ -82,14 +88,18 @@ class FakeService:
     def upload(
         self, paths: list[Path], progress: Callable[[int, int, str], None], stop: threading.Event | None = None
     ) -> dict[str, Any]:
-        failed = []
+        failed, handled = [], 0
         for done, path in enumerate(paths):
             progress(done, len(paths), path.name)
+            self.pause()
+            if stop is not None and stop.is_set():
+                break
+            handled += 1
             if path.suffix == ".txt":
                 self.texts[path.name] = path.read_text(encoding="utf-8")
             else:
                 failed.append({"path": str(path), "reason": "文件已加密 / the file is encrypted"})
-        stored = len(paths) - len(failed)
+        stored = handled - len(failed)
         return {
             "added": stored,
             "updated": 0,
@@ -109,8 +119,38 @@ class FakeService:
             raise RagProjError(f"{name} 已被移除", f"{name} was removed")
         text, start, end = self.texts[name], citation["start"], citation["end"]
         return Passage(
-            citation["source"], name, citation["page"], ["制度", "考勤"], text[:start], text[start:end], text[end:]
+            citation["source"],
+            name,
+            citation["page"],
+            ["制度", "考勤"],
+            text[:start],
+            text[start:end],
+            text[end:],
+            also_in=citation.get("also_in", []),
         )
+
+    def embedder(self) -> EmbedderState:
+        if self.state.progress is not None:
+            self._advance(self.state.progress)
+        return self.state
+
+    def _advance(self, progress: tuple[int, int]) -> None:
+        """A change makes 50 vectors whenever somebody looks."""
+        done, total = progress
+        if self.state.stopping:
+            self.state = replace(self.state, progress=None, stopping=False, stopped=True)
+        elif done == total:
+            old, new = self.state.answering, self.state.configured
+            self.state = EmbedderState(new, new, differs=False, kept=old)
+        else:
+            self.state = replace(self.state, progress=(done + 50, total))
+
+    def change_embedder(self, *, rollback: bool = False) -> None:
+        self.changes.append(rollback)
+        self.state = replace(self.state, progress=(0, 200), stopped=False, problem=None)
+
+    def stop_change(self) -> None:
+        self.state = replace(self.state, stopping=True)
 
 
 @pytest.fixture

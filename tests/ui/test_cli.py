@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -35,7 +36,10 @@ HANDBOOK = """# 员工手册
 DEVICE = "XR-7 型离心机的最高转速是每分钟一万二千转。XR-7 的保修期为三年。\n"
 SPEED = "XR-7 的最高转速是多少？"
 NONSENSE = "量子色动力学的渐近自由是谁发现的？"
-VERBS = ["serve", "ingest", "ask", "search", "evaluate", "sources", "remove", "validate"]
+VERBS = [
+    *("serve", "ingest", "ask", "search", "evaluate", "sources", "remove", "check", "reembed", "import-faiss"),
+    "validate",
+]
 # PYTHONUNBUFFERED hides what happens at exit to output that nobody reads any more
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if name not in {"PYTHONUNBUFFERED", "RAGPROJ_PASSWORD"}
@@ -224,7 +228,7 @@ def test_every_verb_of_the_parser_is_a_function() -> None:
     from ui import commands
 
     parser = build_parser()
-    assert all(callable(getattr(commands, verb)) for verb in VERBS)
+    assert all(callable(getattr(commands, verb.replace("-", "_"))) for verb in VERBS)
     assert parser.parse_args(["ask", "年假？"]).verb == "ask"
 
 
@@ -654,9 +658,11 @@ def test_serve_on_a_used_port_fails_with_a_way_out(copy: Path) -> None:
     result.assert_failed(1, str(port), "--port")
 
 
-def test_serve_answers_until_it_is_interrupted(copy: Path) -> None:
+@contextlib.contextmanager
+def serving(*words: str | Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A served page: (process, its address, what it wrote to stderr up to there)."""
     process = subprocess.Popen(
-        command("serve", "--kb", copy, "--port", "0"),
+        command("serve", *words, "--port", "0"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -671,16 +677,32 @@ def test_serve_answers_until_it_is_interrupted(copy: Path) -> None:
             if address := re.search(r"http://127\.0\.0\.1:\d+", line):
                 break
         assert address, seen
-        with urllib.request.urlopen(address.group(), timeout=10) as page:
-            assert page.status == 200
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-        assert process.wait(20) in {0, 130}
-        assert "Traceback" not in rest
+        yield process, address.group(), seen
     finally:
         if process.poll() is None:
             process.kill()
         process.stderr.close()
+
+
+def test_serve_answers_until_it_is_interrupted(copy: Path) -> None:
+    with serving("--kb", copy) as (process, address, _):
+        with urllib.request.urlopen(address, timeout=10) as page:
+            assert page.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        rest = process.stderr.read()
+        assert process.wait(20) in {0, 130}
+        assert "Traceback" not in rest
+
+
+def test_serve_starts_where_the_other_verbs_refuse_another_embedder(run: Run, copy: Path, documents: Path) -> None:
+    words = ("--kb", copy, "embeddings.dimensions=512")
+    with serving(*words) as (_, address, seen):
+        assert re.search("向量由 lexical-1024.* 生成，配置的是 lexical-512", seen)
+        with urllib.request.urlopen(address, timeout=10) as page:
+            assert page.status == 200
+    for verb in (("ask", SPEED), ("search", SPEED), ("ingest", documents)):
+        run(*verb, *words).assert_failed(1, "lexical-1024", "lexical-512", "ragproj reembed")
 
 
 # -- interrupted and unread ----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from loaders.errors import RagProjError
 from ui import handlers
 from ui.handlers import ChatView, Service, Session
-from ui.views import Turn
+from ui.views import EmbedderState, Turn
 
 EXAMPLES = ["年假有几天？"]
 
@@ -265,6 +266,32 @@ def test_files_that_did_not_arrive_are_listed(service: Any, session: Session, tm
     assert f"<td>huge.pdf</td><td>上传没有成功：文件可能超过 {handlers.MAX_UPLOAD_MB} MB" in views[0].dropzone
 
 
+def test_an_upload_can_be_stopped_and_keeps_what_is_done(service: Any, session: Session, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.txt" for n in range(4)]
+    for path in paths:
+        path.write_text("内容。", encoding="utf-8")
+    gate = threading.Event()
+    service.pause = lambda: gate.wait(10) if "0.txt" in service.texts else None  # the second file takes its time
+    names = [str(path) for path in paths]
+    views = handlers.upload(service, session, names, (), inside=tmp_path, examples=[])
+    while "正在处理 1/4" not in (next(views).dropzone or ""):
+        pass
+    handlers.stop_upload(session)
+    assert "正在停止…" in (next(views).dropzone or "")
+    gate.set()
+    last = list(views)[-1]
+    assert "新增 1 份" in (last.dropzone or "")
+    assert "已停止，还有 3 份没有处理" in (last.dropzone or "")
+    assert sorted(service.texts) == ["0.txt", "handbook.txt"]
+    assert session.uploading is None
+    assert not any(path.exists() for path in paths)
+
+
+def test_stop_without_an_upload_in_progress_does_nothing(session: Session) -> None:
+    handlers.stop_upload(session)
+    assert session.uploading is None
+
+
 def test_an_ingest_that_fails_as_a_whole_says_why(service: Any, session: Session, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("内容。", encoding="utf-8")
@@ -314,6 +341,84 @@ def test_the_filter_stays_when_the_table_is_shown_again(service: Any, session: S
     service.texts["差旅.txt"] = "报销。"
     assert "handbook" not in handlers.filter_table(service, session, " 差旅 ")
     assert "handbook" not in handlers.table(service, session)
+
+
+# ---------------------------------------------------------------- the embedder
+
+DIFFERS = EmbedderState("new-512", "old-1024", differs=True)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "WATCH_S", 0.001)
+
+
+def test_there_is_no_panel_where_the_configured_embedder_answers(service: Any, session: Session) -> None:
+    assert handlers.embedder(service, session) == ""
+
+
+def test_a_change_is_shown_until_the_new_embedder_answers(service: Any, session: Session, fast: None) -> None:
+    service.state = DIFFERS
+    panels = list(handlers.change_embedder(service, session))
+    assert service.changes == [False]
+    assert [n for n in (50, 100, 150, 200) if f"{n}/200" in "".join(panels)] == [50, 100, 150, 200]
+    assert "<code>new-512</code> 回答" in panels[-1]
+    assert "切换回旧模型" in panels[-1]
+
+
+def test_going_back_is_asked_of_the_service(service: Any, session: Session, fast: None) -> None:
+    service.state = EmbedderState("new-512", "new-512", differs=False, kept="old-1024")
+    list(handlers.change_embedder(service, session, rollback=True))
+    assert service.changes == [True]
+
+
+def test_a_page_that_is_opened_in_the_middle_of_a_change_follows_it(service: Any, session: Session, fast: None) -> None:
+    service.state = DIFFERS
+    next(handlers.change_embedder(service, Session("en")))
+    panels = list(handlers.watch_embedder(service, session))
+    assert "100/200" in panels[0]
+    assert "切换回旧模型" in panels[-1]
+
+
+def test_a_page_that_goes_away_does_not_end_the_change(service: Any, session: Session, fast: None) -> None:
+    service.state = DIFFERS
+    panels = handlers.change_embedder(service, session)
+    next(panels)
+    panels.close()  # type: ignore[attr-defined]
+    assert service.state.progress == (50, 200)
+    assert not service.state.stopping
+
+
+def test_a_stopped_change_says_so_and_can_be_taken_up_again(service: Any, session: Session, fast: None) -> None:
+    service.state = DIFFERS
+    panels = handlers.change_embedder(service, session)
+    next(panels)
+    service.stop_change()
+    last = list(panels)[-1]
+    assert "已停止，做好的向量已保存" in last
+    assert 'data-action="reembed"' in last
+
+
+def test_a_panel_that_does_not_change_is_not_sent_again(service: Any, session: Session, fast: None) -> None:
+    service.state = replace(DIFFERS, progress=(0, 9))
+    looks = 0
+
+    def look() -> EmbedderState:
+        nonlocal looks
+        looks += 1
+        return replace(DIFFERS, progress=(0, 9)) if looks < 20 else DIFFERS
+
+    service.embedder = look
+    assert len(list(handlers.watch_embedder(service, session))) == 2
+
+
+def test_an_embedder_that_cannot_be_told_says_why(service: Any, session: Session) -> None:
+    def broken() -> EmbedderState:
+        raise RagProjError("知识库已损坏", "the knowledge base is damaged")
+
+    service.embedder = broken
+    assert "知识库已损坏" in handlers.embedder(service, session)
+    assert len(list(handlers.watch_embedder(service, session))) == 1
 
 
 def test_the_language_switch_reaches_what_is_already_on_the_page(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from ui import markup
-from ui.views import Passage, Problem, Report, SourceRow, Turn
+from ui.views import EmbedderState, Passage, Problem, Report, SourceRow, Turn
 
 ATTACKS = [
     "<script>alert(1)</script>",
@@ -36,6 +38,9 @@ OURS = {
     "mark",
     "pre",
     "code",
+    "section",
+    "ul",
+    "li",
 }
 TABLES = {"table", "thead", "tbody", "tr", "th", "td", "input", "label", "progress"}
 
@@ -127,6 +132,35 @@ def test_a_passage_without_page_or_headings_shows_neither() -> None:
     assert 'class="headings"' not in html
 
 
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ({"page": 3}, "第 3 页"),
+        ({"page": None, "slide": 4}, "第 4 张幻灯片"),
+        ({"page": None, "sheet": "预算"}, "工作表 预算"),
+        ({"page": None, "sheet": "<b>"}, "工作表 &lt;b&gt;"),
+    ],
+)
+def test_a_citation_and_its_passage_tell_the_page_slide_or_sheet(place: dict[str, Any], shown: str) -> None:
+    turn = answered("甲[1]。", 1)
+    turn.citations[0] = {**turn.citations[0], **place}
+    assert f'<span class="page">{shown}</span>' in markup.turn(turn, 0, "zh")
+    found = Passage("/kb/a.pptx", "a", headings=[], before="", quote="引文", after="", **{"page": None, **place})
+    assert f'<span class="page">{shown}</span>' in markup.passage(found, 1, "zh")
+
+
+def test_further_sources_of_the_same_text_are_counted_and_then_named() -> None:
+    also_in = [{"source": "/kb/旧版/制度.pdf", "title": "<旧制度>"}, {"source": "/kb/附件.txt"}]
+    turn = answered("甲[1]。", 1)
+    assert "另见" not in markup.turn(turn, 0, "zh")
+    turn.citations[0] = {**turn.citations[0], "also_in": also_in}
+    assert "另见 2 处" in markup.turn(turn, 0, "zh")
+    html = markup.passage(Passage("/kb/a.txt", "a", None, [], "", "引文", "", also_in=also_in), 1, "zh")
+    assert "同样的文字还见于" in html
+    assert '<li title="&lt;旧制度&gt;">/kb/旧版/制度.pdf</li><li title="">/kb/附件.txt</li>' in html
+    assert "还见于" not in markup.passage(Passage("/kb/a.txt", "a", None, [], "", "引文", ""), 1, "zh")
+
+
 def test_a_refusal_and_a_stop_are_named() -> None:
     turn = answered("没有相关内容。")
     turn.refused = turn.stopped = True
@@ -173,11 +207,87 @@ def test_a_long_table_says_that_it_is_cut() -> None:
 def test_a_report_lists_each_failure_in_the_pages_language() -> None:
     report = Report()
     counts = {"added": 2, "updated": 1, "unchanged": 0, "removed": 0, "chunks": 9, "seconds": 1.26}
-    report.take({**counts, "failed": [{"path": "/tmp/x/a.pdf", "reason": "a.pdf 已加密 / a.pdf is encrypted"}]})
+    report.take({**counts, "failed": [{"path": "/tmp/x/a.pdf", "reason": "a.pdf 已加密 / a.pdf is encrypted"}]}, 5)
     assert "新增 2 份，更新 1 份" in markup.dropzone(report, "zh")
     assert "用时 1.3 秒" in markup.dropzone(report, "zh")
     assert "<td>a.pdf</td><td>a.pdf 已加密</td>" in markup.dropzone(report, "zh")
     assert "<td>a.pdf</td><td>a.pdf is encrypted</td>" in markup.dropzone(report, "en")
+
+
+def test_an_upload_in_progress_can_be_stopped_once() -> None:
+    report = Report(progress=(3, 9, "a.pdf"))
+    assert '<button type="button" data-action="halt">停止</button>' in markup.dropzone(report, "zh")
+    report.stopping = True
+    html = markup.dropzone(report, "zh")
+    assert "正在停止…" in html
+    assert 'data-action="halt" disabled' in html
+
+
+def test_a_stopped_upload_tells_how_many_files_are_left_out() -> None:
+    report = Report()
+    counts = {"added": 2, "updated": 1, "unchanged": 3, "removed": 0, "chunks": 9, "seconds": 1.2}
+    report.take({**counts, "failed": [{"path": "/tmp/x/a.pdf", "reason": "坏 / bad"}]}, 10)
+    assert "已停止，还有 3 份没有处理" in markup.dropzone(report, "zh")
+    report.take({**counts, "failed": []}, 6)
+    assert "已停止" not in markup.dropzone(report, "zh")
+
+
+# -- the embedder --------------------------------------------------------------------------------------------------
+
+DIFFERS = EmbedderState("new-512", "old-1024", differs=True)
+
+
+def actions(html: str) -> list[str]:
+    return re.findall(r'data-action="([\w-]+)"', html)
+
+
+def test_where_the_configured_embedder_answers_there_is_no_panel() -> None:
+    assert markup.embedder(EmbedderState("a", "a", differs=False), "zh") == ""
+
+
+def test_another_embedder_than_the_configured_one_is_named_with_the_way_to_change() -> None:
+    html = markup.embedder(DIFFERS, "zh")
+    assert "现在由 <code>old-1024</code> 回答，配置的是 <code>new-512</code>。" in html
+    assert "重新生成向量" in html
+    assert actions(html) == ["reembed"]
+    assert "old-1024</code> answers now" in markup.embedder(DIFFERS, "en")
+
+
+def test_vectors_that_are_kept_make_the_change_a_switch() -> None:
+    html = markup.embedder(replace(DIFFERS, kept="new-512"), "zh")
+    assert actions(html) == ["reembed"]
+    assert ">切换</button>" in html
+    assert "重新生成向量" not in html
+
+
+def test_after_the_change_there_is_a_way_back() -> None:
+    html = markup.embedder(EmbedderState("new-512", "new-512", differs=False, kept="old-1024"), "zh")
+    assert "<code>old-1024</code> 的向量仍然保留" in html
+    assert actions(html) == ["roll-back"]
+
+
+def test_a_change_in_progress_shows_how_far_it_is_and_can_only_be_stopped() -> None:
+    html = markup.embedder(replace(DIFFERS, progress=(1536, 6001)), "zh")
+    assert "正在生成向量 1,536/6,001" in html
+    assert '<progress max="6001" value="1536"' in html
+    assert actions(html) == ["halt"]
+    stopping = markup.embedder(replace(DIFFERS, progress=(1536, 6001), stopping=True), "zh")
+    assert 'data-action="halt" disabled' in stopping
+    assert "正在停止…" in stopping
+
+
+def test_a_change_that_was_stopped_or_failed_says_so_beside_the_button() -> None:
+    stopped = markup.embedder(replace(DIFFERS, stopped=True), "zh")
+    assert "已停止，做好的向量已保存" in stopped
+    failed = markup.embedder(replace(DIFFERS, problem=Problem("磁盘<已满>", "the disk is full")), "zh")
+    assert '<p class="problem" role="alert">磁盘&lt;已满&gt;</p>' in failed
+    assert actions(stopped) == actions(failed) == ["reembed"]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_names_of_embedders_are_text(attack: str) -> None:
+    for state in (EmbedderState(attack, attack, differs=True), EmbedderState(attack, "a", differs=False, kept=attack)):
+        assert_inert(markup.embedder(state, "zh"))
 
 
 def test_a_reason_that_is_not_two_halves_stays_whole() -> None:

@@ -8,15 +8,16 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chains import load_config
+from chains import LexicalEmbeddings, load_config
 from ui.service import RagService
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -414,6 +415,18 @@ def test_stop_ends_the_work(slow: tuple[Visit, Any]) -> None:
     visit.end()
 
 
+def test_an_upload_is_stopped_by_its_button(slow: tuple[Visit, Any]) -> None:
+    visit, service = slow
+    service.pause = lambda: time.sleep(0.3)
+    visit.open_sources()
+    visit.page.set_input_files(".drop input", [text_file(f"{n}.txt", "内容。") for n in range(40)])
+    visit.page.locator(".report").get_by_role("button", name="停止").click()
+    visit.page.get_by_text(re.compile(r"已停止，还有 \d+ 份没有处理")).wait_for()
+    assert visit.page.locator("table.sources tbody tr").count() == len(service.texts) < 40
+    assert visit.page.locator(".report progress").count() == 0
+    visit.end()
+
+
 def test_closing_the_page_ends_the_work(slow: tuple[Visit, Any]) -> None:
     visit, service = slow
     service.texts["长文.txt"] = "关于流程的说明" * 200 + "。"
@@ -423,6 +436,102 @@ def test_closing_the_page_ends_the_work(slow: tuple[Visit, Any]) -> None:
     visit.end()
     assert service.closed.wait(10)
     assert service.pieces_sent < 150
+
+
+# ---------------------------------------------------------------- another embedder
+
+
+@pytest.fixture
+def changed(browser: Any, tmp_path: Path) -> Iterator[tuple[Visit, RagService]]:
+    """The page over a knowledge base by the embedder of 1,024 dimensions, with one of 512 configured."""
+    (tmp_path / "员工手册.md").write_text(HANDBOOK, encoding="utf-8")
+    notes = [f'{{"id": "{n}", "text": "第{n}号仓库存放第{n * 7}批零件。"}}' for n in range(3000)]
+    (tmp_path / "零件.jsonl").write_text("\n".join(notes), encoding="utf-8")
+    words = [f"kb={tmp_path / 'kb'}"]
+    service = RagService(load_config(None, words), create=True)
+    assert service.ingestor().ingest(sorted(tmp_path.glob("*.*"))).added == 2
+    service.close()
+    service = RagService(load_config(None, [*words, "embeddings.dimensions=512"]), any_embedder=True)
+    app, address = serve(service, EXAMPLES)
+    visit = Visit(browser, address)
+    yield visit, service
+    visit.end()
+    app.close(verbose=False)
+    service.close()
+
+
+def test_the_embedder_is_changed_from_the_page_while_questions_are_answered(
+    changed: tuple[Visit, RagService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit, _ = changed
+    page, panel = visit.page, visit.page.locator(".embedder")
+    before_each_batch(monkeypatch, lambda: time.sleep(0.7))
+    visit.open_sources()
+    panel.wait_for()
+    assert re.search("lexical-1024.*回答，配置的是.*lexical-512", panel.inner_text(), re.DOTALL)
+
+    panel.get_by_role("button", name="重新生成向量").click()
+    page.get_by_text(re.compile(r"正在生成向量 [1-9][\d,]*/3,\d+")).wait_for()
+    page.get_by_role("tab").first.click()
+    assert "部门主管" in visit.ask("加班需要谁批准？").locator(".answer").inner_text()
+    visit.open_sources()
+    panel.get_by_role("button", name="停止").click()
+    page.get_by_text("已停止，做好的向量已保存。").wait_for()
+
+    panel.get_by_role("button", name="重新生成向量").click()
+    panel.get_by_role("button", name="切换回旧模型").wait_for()
+    assert re.search("lexical-512.*回答", panel.inner_text(), re.DOTALL)
+    page.get_by_role("tab").first.click()
+    assert "十天" in visit.ask("入职满一年有几天年假？").locator(".answer").inner_text()
+
+    visit.open_sources()
+    panel.get_by_role("button", name="切换回旧模型").click()
+    panel.get_by_role("button", name="切换", exact=True).wait_for()
+    assert re.search("lexical-1024.*回答，配置的是.*lexical-512", panel.inner_text(), re.DOTALL)
+
+
+def test_a_second_page_follows_the_change(
+    changed: tuple[Visit, RagService], browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit, _ = changed
+    gate = threading.Event()
+    before_each_batch(monkeypatch, lambda: gate.wait(30))
+    visit.open_sources()
+    visit.page.get_by_role("button", name="重新生成向量").click()
+    visit.page.wait_for_selector(".embedder progress")
+    other = Visit(browser, visit.page.url, width=390, height=844)
+    other.open_sources()
+    other.page.wait_for_selector(".embedder progress")
+    assert other.page.evaluate("document.documentElement.scrollWidth") <= 390
+    gate.set()
+    for page in (visit.page, other.page):
+        page.get_by_role("button", name="切换回旧模型").wait_for()
+    other.end()
+
+
+def before_each_batch(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Have something done before each batch of a change."""
+    original = LexicalEmbeddings.embed_documents_array
+
+    def embed(embeddings: LexicalEmbeddings, texts: Any) -> Any:
+        if len(texts) > 100:
+            do()
+        return original(embeddings, texts)
+
+    monkeypatch.setattr(LexicalEmbeddings, "embed_documents_array", embed)
+
+
+def test_the_same_text_under_two_names_is_cited_under_both(browser: Any, service: Any) -> None:
+    service.also_in = [{"source": "/kb/旧版/handbook.txt", "title": "旧版手册"}]
+    app, address = serve(service, EXAMPLES)
+    visit = Visit(browser, address)
+    turn = visit.ask("加班须谁批准？")
+    assert "另见 1 处" in turn.locator(".citations").inner_text()
+    turn.locator("button.cite").first.click()
+    visit.page.wait_for_selector(".passage mark")
+    assert "/kb/旧版/handbook.txt" in visit.page.locator(".passage .also").inner_text()
+    visit.end()
+    app.close(verbose=False)
 
 
 # ---------------------------------------------------------------- the README's picture

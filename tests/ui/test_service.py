@@ -307,6 +307,19 @@ def test_a_passage_knows_its_headings(service: RagService, tmp_path: Path) -> No
     assert service.passage(citation).title == "员工手册"
 
 
+def test_a_text_under_two_names_is_cited_once_with_both(service: RagService, leave: Path, tmp_path: Path) -> None:
+    twin = write(tmp_path / "in" / "twin.txt", leave.read_text(encoding="utf-8"))
+    service.upload([leave, twin], quiet)
+    (citation,) = (c for c in answer(service)["citations"] if "十天" in c["quote"])
+    passage = service.passage(citation)
+    found = [passage.source, *(entry["source"] for entry in passage.also_in)]
+    assert [Path(name).name for name in sorted(found)] == ["leave.txt", "twin.txt"]
+    service.remove([passage.source])
+    (alone,) = (c for c in answer(service)["citations"] if "十天" in c["quote"])
+    assert alone["source"] == found[1]
+    assert service.passage(alone).also_in == []
+
+
 def test_records_of_one_file_are_told_apart(service: RagService, tmp_path: Path) -> None:
     rows = (
         '{"id": "a", "title": "甲", "text": "年假一共有十天。"}\n{"id": "b", "title": "乙", "text": "停车每时五元。"}\n'

@@ -82,3 +82,13 @@ def test_closing_the_loop_cancels_what_still_runs(loop: EventLoopThread) -> None
     assert next(stream) == 0
     loop.close()
     assert cancelled.wait(5)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_closing_a_loop_in_which_nothing_runs_any_more_is_silent() -> None:
+    thread = EventLoopThread()
+    assert list(thread.iterate(counting(threading.Event()), threading.Event())) == [0, 1, 2]
+    (running,) = [other for other in threading.enumerate() if other.name == "answers"]
+    thread.close()
+    running.join(5)
+    assert not running.is_alive()

@@ -1,0 +1,32 @@
+"""Fixtures of the fault tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `workshop`, which is also a script
+
+from workshop import Nursery
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """FAISS's threads wait for each other by spinning: milliseconds a search on a busy machine."""
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """The process whose forks are killed."""
+    made = Nursery()
+    yield made
+    made.close()
