@@ -17,7 +17,6 @@ from collections.abc import Mapping
 import numpy as np
 from langchain_core.documents import Document
 
-from chains.clause_scores import read_question
 from chains.embeddings import Vectors, embed_documents
 from chains.extraction import shares_mentioned
 from chains.lexical_embeddings import LexicalEmbeddings
@@ -26,17 +25,14 @@ from loaders.splitters import context_lines
 
 # Logistic regression: what each adds to the logarithm of the odds that the passage answers.
 MENTION_WEIGHTS = {
-    "constant": -13.5,
-    "pairs": 7.0,  # share of the question's information in Han pairs and words that passage and headings mention
-    "characters": 3.8,  # likewise over single characters, which a rephrased question still shares
-    "log bits": 1.85,  # a long question is hardly mentioned by chance
+    "constant": -8.4,
+    "pairs": 10.5,  # share of the question's information in Han pairs and words that passage and headings mention
+    "characters": 5.6,  # likewise over single characters, which a rephrased question still shares
 }
 NEARNESS_WEIGHTS = {
     "constant": -0.84,
     "excess": 0.87,  # standard deviations above what the nearest of all chunks reaches by chance
 }
-# Of short questions the fit knows nothing: two words that a passage mentions are mentioned.
-_LEAST_BITS, _MOST_BITS = 24.0, 240.0
 
 _SAMPLE = 256  # chunks; the spread is then known to 5 %
 _SAMPLE_LEAST = 64  # with fewer chunks the sentences below stand in
@@ -68,8 +64,7 @@ def mention_relevance(question: str, document: Document) -> float:
 def mention_features(question: str, document: Document) -> dict[str, float]:
     """What `MENTION_WEIGHTS` weighs."""
     pairs, characters = shares_mentioned(question, document.page_content, " ".join(context_lines(document)))
-    bits = min(max(sum(read_question(question).pairs.values()), _LEAST_BITS), _MOST_BITS)
-    return {"pairs": pairs, "characters": characters, "log bits": math.log(bits)}
+    return {"pairs": pairs, "characters": characters}
 
 
 def nearness_relevance(cosine: float, background: Vectors, chunks: int) -> float:

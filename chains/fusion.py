@@ -48,6 +48,14 @@ def fuse_scores(
     return in_order(scores)
 
 
+def above_last(ranking: Ranking) -> Ranking:
+    """A ranking with its scores counted from its last one, so that only what stands out of it weighs.
+
+    Cosines of trained embedders lie close together (those of BGE between .6 and 1), and how close differs.
+    """
+    return [(chunk, score - ranking[-1][1]) for chunk, score in ranking] if len(ranking) > 1 else ranking
+
+
 def with_support(ranking: Ranking, documents: Mapping[int, int], decay: float) -> Ranking:
     """Scores raised by those of the other chunks of the same document: `decay` of the best one, its square of the next.
 

@@ -92,13 +92,13 @@ def _read_in_child(folder: Path, index_name: str) -> Iterator[Document]:
                     count += 1
                     yield document
         complaints.seek(0)
-        complaint = nonsense or " ".join(complaints.read().decode("utf-8", "replace").split())[-300:]
+        lines = complaints.read().decode("utf-8", "replace").split("\n")
+        complaint = nonsense or next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
     if child.returncode != 0 or count != expected:
+        install = '; pip install "ragproj[community]"' if "langchain_community" in complaint else ""
         raise ImportFaissError(
-            f"读取 {folder} 失败，已导入 {count} 个文档：{complaint or '子进程意外退出'}；"
-            '需要 pip install "ragproj[community]"',
-            f"cannot read {folder}, {count} documents were imported: {complaint or 'the child process died'};"
-            ' it needs pip install "ragproj[community]"',
+            f"读取 {folder} 失败，已导入 {count} 个文档：{complaint or '子进程意外退出'}{install}",
+            f"cannot read {folder}, {count} documents were imported: {complaint or 'the child process died'}{install}",
         )
 
 
@@ -107,7 +107,10 @@ def _parsed(line: bytes) -> tuple[Document | None, int | None]:
     message = json.loads(line)
     if "count" in message:
         return None, int(message["count"])
-    return Document(id=message["id"], page_content=message["text"], metadata=message["metadata"]), None
+    document = Document(
+        id=_text(message["id"]), page_content=_text(message["text"]), metadata=_plain(message["metadata"])
+    )
+    return document, None
 
 
 def _documents(folder: str, index_name: str) -> Iterator[dict[str, Any]]:

@@ -117,6 +117,7 @@ class Ingestor:
         files = [path for path in found.files if not self._is_own(path)]
         failures = [*found.errors, *_unsupported(path for path in found.unsupported if not self._is_own(path))]
         report.failed += [_failure(path, error) for path, error in failures]
+        self._forget_lost()
         run = _Run(progress, stop, len(files))
         try:
             for run.done, path in enumerate(files):
@@ -133,6 +134,13 @@ class Ingestor:
         progress(len(files), len(files), "")
         report.seconds = round(time.monotonic() - started, 3)
         return report
+
+    def _forget_lost(self) -> None:
+        """Drop what a run that died left of files that are gone: no later run would take it up or name it."""
+        for source in self._kb.staged_sources():
+            if not Path(source).exists():
+                with self._kb.claimed(source):
+                    self._kb.writer().drop_staged(source)
 
     def _remove_gone(self, paths: Sequence[Path], files: set[Path], unreadable: Sequence[Path]) -> int:
         """Remove sources that came from the folders and are not among the files; nothing below what cannot be read."""

@@ -209,13 +209,17 @@ class KnowledgeBase:
             for source, added, title, documents, chunks, characters in rows
         ]
 
+    def staged_sources(self) -> list[str]:
+        """Names of the sources that are being written, or were when their run died, sorted."""
+        return [name for (name,) in self._rows("SELECT DISTINCT source FROM sources WHERE active = 0 ORDER BY source")]
+
     def source_names(self) -> list[str]:
         """Names of all sources, sorted."""
         return [name for (name,) in self._rows("SELECT source FROM sources WHERE active = 1 ORDER BY source")]
 
     def file_sources(self) -> list[str]:
-        """Names of the sources that were read from files, sorted."""
-        rows = self._rows("SELECT source FROM sources WHERE active = 1 AND sha256 IS NOT NULL ORDER BY source")
+        """Names of the sources that were read from files, half-written ones too, sorted."""
+        rows = self._rows("SELECT DISTINCT source FROM sources WHERE sha256 IS NOT NULL ORDER BY source")
         return [name for (name,) in rows]
 
     def source_state(self, source: str) -> SourceState | None:
@@ -355,6 +359,11 @@ class KnowledgeBase:
             count = self._number(f"SELECT COUNT(*) FROM {child} WHERE {column} NOT IN (SELECT id FROM {parent})")
             if count:
                 found.append(f"{count} {child} without their {parent}")
+        empty = self._number(
+            "SELECT COUNT(*) FROM sources WHERE active = 1 AND id NOT IN (SELECT source_id FROM documents)"
+        )
+        if empty:
+            found.append(f"{empty} sources without a document")
         unused = self._number("SELECT COUNT(*) FROM contents WHERE id NOT IN (SELECT content_id FROM documents)")
         if unused:
             found.append(f"{unused} contents without a document")

@@ -46,9 +46,9 @@ class Passage:
 def join_neighbours(hits: Sequence[StoredChunk], knowledge_base: KnowledgeBase, budget: int) -> list[Passage]:
     """Passages that hold all hits, in the order of their best ones; no character of a document stands in two of them.
 
-    Hits that overlap become one passage. Then each passage, the best first, takes in what is next to it, following and
-    preceding chunks in turn and other passages whole, as long as it stays within the budget and on its slide or sheet.
-    `document_text[start:end]` is the text of each.
+    Hits that overlap become one passage, and so do those that touch if it fits into the budget. Then each passage, the
+    best first, takes in what is next to it, following and preceding chunks in turn and other passages whole, as long as
+    it stays within the budget and on its slide or sheet. `document_text[start:end]` is the text of each.
 
     Args:
         hits: chunks, best first.
@@ -78,7 +78,7 @@ def _spans(chunks: Sequence[StoredChunk], ranks: Mapping[int, int], budget: int)
     """The passages of one document as spans of its chunks."""
     spans: list[_Span] = []
     for hit in (_Span(ranks[chunk.id], n, n) for n, chunk in enumerate(chunks) if chunk.id in ranks):
-        if spans and chunks[hit.first].start < _place(spans[-1], chunks)[1]:
+        if spans and _belong(spans[-1], hit, chunks, budget):
             hit = spans.pop().joined(hit)
         spans.append(hit)
     for rank in sorted(span.rank for span in spans):
@@ -87,6 +87,13 @@ def _spans(chunks: Sequence[StoredChunk], ranks: Mapping[int, int], budget: int)
             others = [other for other in spans if other is not span]
             spans = _grown(span, others, chunks, budget)
     return spans
+
+
+def _belong(before: _Span, hit: _Span, chunks: Sequence[StoredChunk], budget: int) -> bool:
+    """Whether a hit overlaps what stands before it, or touches it within the budget."""
+    start, end = _place(before, chunks)
+    touch = before.last + 1 == hit.first and _same_sheet(chunks[before.last], chunks[hit.first])
+    return chunks[hit.first].start < end or (touch and chunks[hit.first].end - start <= budget)
 
 
 def _grown(span: _Span, others: list[_Span], chunks: Sequence[StoredChunk], budget: int) -> list[_Span]:

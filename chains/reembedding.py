@@ -80,9 +80,12 @@ def _reembed(
             f"知识库 {kb.path} 还没有内容，请先 ragproj ingest",
             f"knowledge base {kb.path} is empty; run ragproj ingest",
         )
-    if made_by(answering, store.embeddings):
+    if rollback:
+        target = _kept(kb, store)
+    elif made_by(answering, store.embeddings):
         return ReembedReport(answering.id, answering.fingerprint, 0, switched=False)
-    target = _kept(kb, store) if rollback else _target(kb, store, answering)
+    else:
+        target = _target(kb, store, answering)
     embedded = _fill(kb, store, target, progress, stop)
     kb.writer().switch_generation(target.id)
     logger.info("generation %d (%s) answers now; %d is kept", target.id, target.fingerprint, answering.id)

@@ -15,17 +15,20 @@ from pydantic import ConfigDict, Field, model_validator
 
 from chains.calibration import Background, mention_relevance
 from chains.embeddings import Vectors
+from chains.extraction import coverage
 from chains.fulltext import FullTextIndex
-from chains.fusion import Ranking, diversify, fuse_ranks, fuse_scores, in_order, with_support
+from chains.fusion import Ranking, above_last, diversify, fuse_ranks, fuse_scores, in_order, with_support
 from chains.knowledge_base import Ids, StoredChunk
 from chains.lexical_embeddings import LexicalEmbeddings
 from chains.passages import join_neighbours
 from chains.rescoring import closeness
 from chains.vectorstores import FaissVectorStore
+from loaders.splitters import embedding_text
 
 # Of the dense leg. Vectors of the lexical embedder count the words that BM25 counts, only less exactly: recall falls
 # from .2 on. One that knows meanings is worth as much as BM25.
 _LEXICAL_WEIGHT, _SEMANTIC_WEIGHT = 0.1, 0.5
+_FIRST = 3  # lexical hits that tell what the lexical leg is worth
 _DEPTH = 4  # times `top_k` chunks to choose from, where the best ones may not all be taken
 
 
@@ -170,20 +173,34 @@ class HybridRetriever(ChunkRetriever):
         """By fused score, raised where other chunks of the same document were found too, the best looked at again."""
         fetch = max(self.fetch, k)
         vector = self.store.embed_query(query) if vector is None else vector
-        legs = [
-            self.fulltext.search(query, fetch, self._allowed()),
-            self.store.search_ids(vector, fetch, self.filter),
-        ]
-        dense = self.dense_weight
-        if dense is None:
-            dense = _LEXICAL_WEIGHT if _is_lexical(self.store) else _SEMANTIC_WEIGHT
-        weights = [1 - dense, dense]
-        fused = fuse_ranks(legs, weights) if self.fusion == "rrf" else fuse_scores(legs, weights, cut=fetch)
+        lexical = self.fulltext.search(query, fetch, self._allowed())
+        nearest = self.store.search_ids(vector, fetch, self.filter)
+        weights = self._weights(query, lexical)
+        if self.fusion == "rrf":
+            fused = fuse_ranks([lexical, nearest], weights)
+        else:
+            fused = fuse_scores([lexical, above_last(nearest)], weights, cut=fetch)
         documents = self.store.knowledge_base.document_ids(i for i, _ in fused)
         ranking = with_support(fused, documents, self.support)
         if self.fusion == "weighted" and self.rescore:
             ranking = self._looked_at_again(query, ranking, weights[0])
         return ranking[:k]
+
+    def _weights(self, query: str, lexical: Ranking) -> list[float]:
+        """Weights of the lexical and the dense leg.
+
+        The best of BM25 may be bad, when a question is worded unlike all documents. Beside an embedder that could know
+        better, the lexical leg weighs no more than the share of the question that its first hits mention.
+        """
+        if _is_lexical(self.store):
+            dense = _LEXICAL_WEIGHT if self.dense_weight is None else self.dense_weight
+            return [1 - dense, dense]
+        dense = _SEMANTIC_WEIGHT if self.dense_weight is None else self.dense_weight
+        if self.fusion == "rrf":
+            return [1 - dense, dense]
+        first = self.store.knowledge_base.chunks(i for i, _ in lexical[:_FIRST])
+        shares = [coverage(query, embedding_text(chunk.document())) for chunk in first.values()]
+        return [(1 - dense) * max(shares, default=0.0), dense]
 
     def _looked_at_again(self, query: str, ranking: Ranking, weight: float) -> Ranking:
         chunks = self.store.knowledge_base.chunks(i for i, _ in ranking[: self.rescore])

@@ -59,6 +59,7 @@ class FaissVectorStore(VectorStore):
         self.knowledge_base = knowledge_base
         self._index: FaissIndex | None = None
         self._generation: Generation | None = None
+        self._seen = ""  # the revision at which the generation was last known to be kept
         self._lock = threading.Lock()
 
     @property
@@ -150,6 +151,7 @@ class FaissVectorStore(VectorStore):
         index = self._open_index()
         if index is None:
             return []
+        self._require_kept()
         allowed = None if filter is None else self.knowledge_base.matching_ids(filter)
         return index.search(vector, k, allowed)
 
@@ -264,6 +266,19 @@ class FaissVectorStore(VectorStore):
                     _require_same_embedder(generation, self._embeddings, self.knowledge_base.path)
                     self._generation = generation
             return self._generation
+
+    def _require_kept(self) -> None:
+        """Raise where the generation this store answers from was dropped: two changes of the embedder while it ran."""
+        revision = self.knowledge_base.revision()
+        if revision != self._seen:
+            generation, answering = self._generation, self.knowledge_base.generation()
+            if generation is not None and answering is not None and answering.id != generation.id:
+                if all(kept.id != generation.id for kept in self.knowledge_base.generations()):
+                    _require_same_embedder(answering, self._embeddings, self.knowledge_base.path)
+                logger.warning(
+                    "another embedder answers by now; this store goes on with the kept vectors, without newer documents"
+                )
+            self._seen = revision
 
     def _open_index(self) -> FaissIndex | None:
         generation = self.check_embedder()
