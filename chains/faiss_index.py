@@ -26,6 +26,7 @@ Kind = Literal["flat", "sq8", "hnsw", "rabitq"]
 _TRAINING_VECTORS = 50_000
 _LEAST_TRAINED = 1_000
 _DEAD_AT_ONCE = 64
+_REBUILT_TO_FORGET = 200_000  # up to here no removed vector is ever saved; building so many takes ten seconds
 # Up to so many vectors a query is searched by one thread: a second one gains little, and on a busy machine the two
 # wait for each other (20 ms with one, 44 ms with two, measured under load).
 _ONE_THREAD_UP_TO = 200_000
@@ -111,6 +112,8 @@ class FaissIndex:
                 self._state.unlink(missing_ok=True)
                 self._saved = self._revision
                 return
+            if (self._ids < 0).any() and len(self._ids) <= _REBUILT_TO_FORGET:
+                self._build(self._kind, self._kb.chunk_ids())
             try:
                 if not self._file_is_current:
                     with beside(self._file) as temporary:

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,14 @@ from langchain_core.documents import Document
 from chains.embeddings import Vectors, embed_documents, max_tokens, token_counter
 from chains.fulltext import FullTextIndex
 from chains.knowledge_base import Generation, SourceState
-from chains.knowledge_base_writer import GenerationChangedError, NewChunk, NewDocument, Writer, content_hash
+from chains.knowledge_base_writer import (
+    GenerationChangedError,
+    NewChunk,
+    NewDocument,
+    SourceRemovedError,
+    Writer,
+    content_hash,
+)
 from chains.vectorstores import FaissVectorStore
 from loaders.documents import LoaderConfig, check_path, find_files, load_documents
 from loaders.errors import LoadError, RagProjError
@@ -167,7 +175,7 @@ class Ingestor:
     def _ingest_reporting(self, path: Path, report: IngestReport, run: _Run) -> None:
         try:
             outcome, chunks = self._ingest_file(path, run)
-        except LoadError as error:
+        except (LoadError, SourceRemovedError) as error:
             report.failed.append(_failure(path, error))
             return
         setattr(report, outcome, getattr(report, outcome) + 1)
@@ -236,7 +244,8 @@ class Ingestor:
         text, marks = document.page_content, document.metadata.get("marks", [])
         # a copy under another name is the same: a title taken from the file's name is not part of the content, nor is
         # one that the text itself begins with
-        told = title == Path(str(metadata.get("source", ""))).stem or title in text[: len(title) + 100]
+        stem = re.escape(Path(str(metadata.get("source", ""))).stem)
+        told = re.fullmatch(rf"{stem}(?: \d+)?", title) is not None or title in text[: len(title) + 100]
         own_title = "" if told else title
         identity = content_hash(self._settings, own_title, text, marks)
         chunks = split_document(document, self._splitter, self._count_tokens)
@@ -314,7 +323,7 @@ def _batches(documents: Iterable[NewDocument]) -> Iterator[list[NewDocument]]:
         yield batch
 
 
-def _failure(path: Path, error: LoadError) -> dict[str, str]:
+def _failure(path: Path, error: RagProjError) -> dict[str, str]:
     name, reason = (text.encode("utf-8", "backslashreplace").decode() for text in (str(path), str(error)))
     return {"path": name, "reason": reason}
 

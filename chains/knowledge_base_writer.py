@@ -99,7 +99,7 @@ class Writer:
         """Store documents of a source that `begin_source` opened, in one transaction; their vectors come later.
 
         Raises:
-            KnowledgeBaseError: the source was removed meanwhile.
+            SourceRemovedError: the source was removed meanwhile.
         """
         with self._transaction() as run:
             self._require_staged(run, source_id)
@@ -131,7 +131,7 @@ class Writer:
     def _require_staged(self, run: Run, source_id: int) -> str:
         row = run("SELECT source FROM sources WHERE id = ? AND active = 0", (source_id,)).fetchone()
         if row is None:
-            raise KnowledgeBaseError(
+            raise SourceRemovedError(
                 "这个文档在导入过程中被移除了；需要的话请重新导入",
                 "this document was removed while it was being ingested; ingest it again if it is wanted",
             )
@@ -288,6 +288,10 @@ class Writer:
                 if self._connection.in_transaction:  # a full disk may have rolled back already
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+class SourceRemovedError(KnowledgeBaseError):
+    """A source was removed while it was being written."""
 
 
 class GenerationChangedError(KnowledgeBaseError):

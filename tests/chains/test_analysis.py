@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from chains.analysis import fold, is_cjk, terms
+from chains.analysis import fold, index_terms, is_cjk, terms
 
 _ASSIGNED = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
 
@@ -103,6 +105,30 @@ def test_terms_hold_no_white_space() -> None:
 def test_terms_are_linear_in_the_text() -> None:
     assert len(terms("劳" * 200_000)) == 199_999
     assert terms("a" * 200_000) == ["a" * 200_000]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("法", ["法"]),  # a lone character stands there once, not as its own pair and once more
+        ("合同", ["合同", "合", "同"]),
+        ("勞動合同", ["劳动", "动合", "合同", "劳", "动", "合", "同"]),
+        ("ChatGLM3 模型", ["chatglm3", "模型", "模", "型"]),
+        ("甲，乙方", ["甲", "乙方", "乙", "方"]),
+    ],
+)
+def test_the_index_also_holds_each_character_of_a_run(text: str, expected: list[str]) -> None:
+    assert index_terms(text) == expected
+
+
+@pytest.mark.parametrize("text", ["劳动合同法第3条", "甲，乙。BGE-M3 的", "ひらがな한국어𠀀𠀁"])
+def test_index_terms_are_the_search_terms_and_single_characters(text: str) -> None:
+    assert Counter(terms(text)) <= Counter(index_terms(text))
+    assert all(len(term) == 1 and is_cjk(term) for term in Counter(index_terms(text)) - Counter(terms(text)))
+    assert Counter(term for term in index_terms(text) if len(term) == 1 and is_cjk(term)) == Counter(
+        character for character in fold(text) if is_cjk(character)
+    )
 
 
 @pytest.mark.parametrize("character", "法㐀豈𠀀あカ한")

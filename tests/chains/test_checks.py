@@ -75,7 +75,10 @@ def test_an_empty_knowledge_base_is_well(tmp_path: Path) -> None:
         ("DELETE FROM sources WHERE id = 2", "without their sources"),
         ("DELETE FROM chunks WHERE id = 7", "vectors without a chunk"),
         ("UPDATE vectors SET vector = zeroblob(10) WHERE key & 1099511627775 = 2", "vector|向量"),
-        ("UPDATE vectors SET vector = CAST(x'007e' || substr(vector, 3) AS BLOB) WHERE key & 1099511627775 = 2", "vector|向量"),
+        (
+            "UPDATE vectors SET vector = CAST(x'007e' || substr(vector, 3) AS BLOB) WHERE key & 1099511627775 = 2",
+            "vector|向量",
+        ),
         ("UPDATE chunks SET metadata = '{' WHERE id = 2", "metadata|damaged"),
     ],
 )

@@ -224,7 +224,7 @@ def test_report_as_lines_names_every_figure() -> None:
     report = evaluate(chain(RANKINGS, "十天"), QUESTIONS)
     lines = write_report(report).splitlines()
     assert lines[0] == "n = 4"
-    assert len(lines) == 1 + 5 + 5
+    assert len(lines) == 1 + 5 + 5  # nothing unanswerable was asked: no part for refusals
     assert lines[1].split() == ["retrieval.recall@1", "0.25"]
     assert write_report({"n": 1, "retrieval": None}) == "n = 1"
 
@@ -269,3 +269,66 @@ def test_evaluation_does_not_change_what_the_chain_serves(pool: RetrievalQA) -> 
     before = pool.invoke("年假有几天？")
     evaluate(pool, [Question(question="年假有几天？", context_id="p1")])
     assert pool.invoke("年假有几天？") == before
+
+
+# -- refusing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"question": "?"}, False),
+        ({"question": "?", "answers": ["十天"]}, False),
+        ({"question": "?", "answers": []}, True),
+        ({"question": "?", "answers": None}, False),  # nothing was said about it
+        ({"question": "?", "pos_ids": ["a"]}, False),  # a row for retrieval only
+        ({"question": "?", "answers": ["无"], "answer_type": "unanswerable"}, True),
+        ({"question": "?", "answers": ["十天"], "answer_type": "span"}, False),
+    ],
+)
+def test_a_row_expects_a_refusal_where_it_says_so(row: dict[str, Any], expected: bool) -> None:
+    assert Question.model_validate(row).expects_refusal is expected
+
+
+def test_refusal_figures_equal_the_hand_count() -> None:
+    """Two answerable, one of them refused; three not, two of them refused: precision 2 / 3, recall 2 / 3.
+
+    The unanswerable ones are no part of the answers' figures: one of two is refused.
+    """
+    rankings = {f"问题{n}": ["x"] for n in "甲乙丙丁戊"}
+    no, yes = REFUSAL["zh"], "十天"
+    questions = [
+        Question(question="问题甲", answers=["十天"]),
+        Question(question="问题乙", answers=["十天"]),
+        Question(question="问题丙", answers=[]),
+        Question(question="问题丁", answers=[], context_id="gone"),
+        Question(question="问题戊", answers=["?"], answer_type="unanswerable"),
+    ]
+    report = evaluate(chain(rankings, yes, no, no, no, yes), questions)
+    assert report["refusal"] == {"precision": 0.6667, "recall": 0.6667}
+    assert report["answer"]["refused"] == 0.5
+    assert [line.split() for line in write_report(report).splitlines()[-2:]] == [
+        ["refusal.precision", "0.6667"], ["refusal.recall", "0.6667"],
+    ]  # fmt: skip
+
+
+def test_a_question_whose_passage_is_in_the_knowledge_base_is_not_unanswerable() -> None:
+    there = Question(question="问题甲", answers=[], context_id="a")
+    gone = Question(question="问题乙", answers=[], context_id="zzz")
+    report = evaluate(chain(RANKINGS, REFUSAL["zh"]), [there, gone])  # asked once, for the second
+    assert report["refusal"] == {"precision": 1.0, "recall": 1.0}
+    assert report["retrieval"]["recall@10"] == 0.5
+
+
+def test_without_unanswerable_questions_there_is_no_figure_for_refusals() -> None:
+    assert evaluate(chain(RANKINGS, "十天"), QUESTIONS)["refusal"] is None
+
+
+def test_a_real_chain_refuses_what_its_documents_do_not_say(pool: RetrievalQA) -> None:
+    questions = [
+        Question(question="年假有几天？", answers=["十天"]),
+        Question(question="停车费每小时多少？", answers=["五元"]),
+        Question(question="北京到上海的高铁几点开？", answers=[]),
+        Question(question="红烧鱼怎样做才不腥？", answers=[]),
+    ]
+    assert evaluate(pool, questions)["refusal"] == {"precision": 1.0, "recall": 1.0}

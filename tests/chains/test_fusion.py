@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from chains.fusion import diversify, fuse_ranks, fuse_scores, in_order, with_support
+from chains.fusion import above_last, diversify, fuse_ranks, fuse_scores, in_order, with_support
 
 
 def test_reciprocal_rank_fusion_equals_the_hand_count() -> None:
@@ -106,6 +106,19 @@ def test_a_cut_ranking_that_ends_below_zero_gives_nothing_to_what_it_misses() ->
 def test_fusion_with_a_cut_is_that_without_where_no_ranking_reaches_it() -> None:
     rankings = [[(1, 3.0), (2, 1.0)], [(2, 0.9)]]
     assert fuse_scores(rankings, [0.3, 0.7], cut=3) == fuse_scores(rankings, [0.3, 0.7])
+
+
+def test_scores_above_the_last_one() -> None:
+    assert dict(above_last([(1, 0.9), (2, 0.8), (3, 0.7)])) == pytest.approx({1: 0.2, 2: 0.1, 3: 0.0})
+    assert above_last([(1, 0.9)]) == [(1, 0.9)]  # alone it stands out by itself
+    assert above_last([]) == []
+
+
+def test_what_all_cosines_share_does_not_weigh() -> None:
+    """Cosines of .90 to .88 rank as .3 to .1 do: by hand, the middle one keeps half of what the first has."""
+    for dense in ([(1, 0.90), (2, 0.89), (3, 0.88)], [(1, 0.3), (2, 0.2), (3, 0.1)]):
+        fused = dict(fuse_scores([[(9, 4.0)], above_last(dense)], [0.5, 0.5]))
+        assert fused == pytest.approx({9: 0.5, 1: 0.5, 2: 0.25, 3: 0.0}, abs=1e-6)
 
 
 # -- variety ---------------------------------------------------------------------------------------------------------

@@ -170,9 +170,7 @@ def test_a_child_that_complains_at_length_does_not_hang(
     assert kb.chunk_count() == 1
 
 
-def test_metadata_of_any_kind_is_stored_searched_and_filtered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metadata_of_any_kind_is_stored_searched_and_filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values that mean something to us but come from elsewhere must not break retrieval."""
     odd = [
         {"title": 5, "headings": "abc", "page": "iv", "start": "x", "end": None, "score": "good", "document_id": "d"},

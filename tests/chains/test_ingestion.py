@@ -709,9 +709,6 @@ def test_a_copy_read_while_the_first_is_half_written_becomes_visible_alone(
     assert len(bench.store.similarity_search("三条", k=9)) == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the loader titles untitled records by file and number, which counts as their own title"
-)
 def test_equal_records_without_a_title_are_stored_once_too(bench: Bench) -> None:
     bench.write("a.jsonl", records("同样的记录。"))
     bench.write("b.jsonl", records("另一条。", "同样的记录。"))
@@ -736,7 +733,6 @@ class Meanwhile(Counting):
         return super().embed_documents(texts)
 
 
-@pytest.mark.xfail(strict=True, reason="the error of one removed source ends the whole ingest")
 def test_a_source_removed_while_it_is_ingested_does_not_stop_the_others(bench: Bench) -> None:
     bench.write("a.txt", "甲文件。")
     gone = bench.write("b.txt", "乙文件。")

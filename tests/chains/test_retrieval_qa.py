@@ -311,12 +311,13 @@ def test_choosing_top_k_changes_the_documents(qa: RetrievalQA, top_k: int) -> No
 
 
 def test_choosing_the_retriever_changes_the_documents(qa: RetrievalQA) -> None:
-    """BM25 finds only documents that share a term; the dense leg fills up to top_k with whatever is nearest."""
+    """BM25 finds only documents that share a character; the dense leg fills up to top_k with whatever is nearest."""
     found = {
         name: sources(qa.with_config(configurable={"retriever": name}).invoke("工牌遗失"))
         for name in ("lexical", "dense", "hybrid")
     }
-    assert found["lexical"] == ["badge.txt"]
+    assert found["lexical"][0] == "badge.txt"
+    assert len(found["lexical"]) < 5
     assert len(found["dense"]) == len(found["hybrid"]) == 5
     assert found["dense"][0] == found["hybrid"][0] == "badge.txt"
 

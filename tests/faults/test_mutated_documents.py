@@ -224,7 +224,7 @@ def peak_rss_mb(pid: int) -> float:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 def test_mutated_documents_end_in_documents_or_an_error_by_name(
-    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = {f"small/{name}": data for name, data in small_documents().items()}
     shared = Path(__file__).resolve().parents[3] / "shared" / "data" / "docs" / "dev"

@@ -73,12 +73,12 @@ class SlowEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         new = [text for text in texts if text != PROBE]
-        self.texts += new
-        if self._log is not None and new:
-            append(self._log, *(str(zlib.crc32(text.encode())) for text in new))
         if self._gate is not None and any(self._gate[1] in text for text in new):
             self._gate[0].write_text("reached")  # waits for a reader
             signal.pause()
+        self.texts += new
+        if self._log is not None and new:
+            append(self._log, *(str(zlib.crc32(text.encode())) for text in new))
         if self._delay_s and new:
             time.sleep(self._delay_s)
         return [self.embed_query(text) for text in texts]
@@ -212,7 +212,14 @@ def work_remove(kb: str, sources: list[str], done: str) -> None:
 
 
 def work_reembed(
-    kb: str, done: str, model: str = "two", log: str = "", delay_s: float = 0.0, gate: str = "", *, rollback: bool = False
+    kb: str,
+    done: str,
+    model: str = "two",
+    log: str = "",
+    delay_s: float = 0.0,
+    gate: str = "",
+    *,
+    rollback: bool = False,
 ) -> None:
     """Change over to another embedder; vectors committed so far go into `done`."""
     small_steps()
