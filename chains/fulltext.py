@@ -26,6 +26,7 @@ _LEAST_BITS = 2.0  # of a single character asked for: 的, 是, 在 stand everyw
 # second's work), or with so much to remove, is written anew without them.
 _SOON_REBUILT = 20_000
 _DEAD_SHARE = 0.1
+_FEW = 1_000  # allowed ids that are part of the query; more are sieved from its hits
 _HEAP_BYTES = 64 << 20
 _FORMAT = 2  # of the terms and the schema; raise it when either changes and every index is rebuilt
 
@@ -48,27 +49,23 @@ class FullTextIndex:
 
     def search(self, query: str, k: int, allowed: Ids | None = None) -> list[tuple[int, float]]:
         """(chunk id, BM25 score) of the k best chunks, best first, ties by id; only `allowed` ids where given."""
-        import tantivy
-
         words = query_terms(query)
-        with self._lock:
-            self._refresh(wait_s=2.0)
-            if not words or self._index is None or k <= 0:
+        if not words or k <= 0:
+            return []
+        for _ in range(2):
+            with self._lock:
+                self._refresh(wait_s=2.0)
+                index = self._index
+            if index is None:
                 return []
-            schema = self._index.schema
-            clauses = [(tantivy.Occur.Should, tantivy.Query.term_query(schema, "text", word, "freq")) for word in words]
-            searcher = self._index.searcher()
-        question = tantivy.Query.boolean_query(clauses)
-        wanted = None if allowed is None else {int(i) for i in allowed}
-        fetch = min(k + 1, searcher.num_docs)  # one more, to see whether a tie goes on behind the last one
-        while fetch:
-            hits = searcher.search(question, fetch, count=False).hits
-            found = [(searcher.doc(address)["id"][0], float(score)) for score, address in hits]
-            kept = found if wanted is None else [hit for hit in found if hit[0] in wanted]
-            complete = len(hits) < fetch or fetch == searcher.num_docs
-            if complete or (len(kept) > k and kept[k - 1][1] > found[-1][1]):
-                return sorted(kept, key=lambda hit: (-hit[1], hit[0]))[:k]
-            fetch = min(fetch * 8, searcher.num_docs)
+            try:
+                return _search(index, words, k, allowed)
+            except BaseException as error:  # a damaged file is a ValueError or a panic, which is no Exception
+                if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+                    raise
+                logger.warning("the full-text index was damaged while in use (%s); rebuilding it", error)
+                with self._lock:  # the checksums will not hold any more
+                    self._index, self._revision, self._folder = None, "", ""
         return []
 
     def ids(self) -> Ids:
@@ -182,6 +179,29 @@ class FullTextIndex:
         if index.searcher().num_docs != documents:
             raise ValueError(f"{index.searcher().num_docs} documents instead of {documents}")
         self._index, self._folder, self._revision = index, folder, revision
+
+
+def _search(index: Any, words: list[str], k: int, allowed: Ids | None) -> list[tuple[int, float]]:
+    import tantivy
+
+    clauses = [(tantivy.Occur.Should, tantivy.Query.term_query(index.schema, "text", word, "freq")) for word in words]
+    question = tantivy.Query.boolean_query(clauses)
+    if allowed is not None and len(allowed) <= _FEW:  # looked up by id instead of found among everything
+        chosen = tantivy.Query.term_set_query(index.schema, "id", allowed.tolist())
+        unscored = tantivy.Query.boost_query(chosen, 0.0)
+        question = tantivy.Query.boolean_query([(tantivy.Occur.Must, question), (tantivy.Occur.Must, unscored)])
+    searcher = index.searcher()
+    wanted = None if allowed is None else {int(i) for i in allowed}
+    fetch = min(k + 1, searcher.num_docs)  # one more, to see whether a tie goes on behind the last one
+    while fetch:
+        hits = searcher.search(question, fetch, count=False).hits
+        found = [(searcher.doc(address)["id"][0], float(score)) for score, address in hits]
+        kept = found if wanted is None else [hit for hit in found if hit[0] in wanted]
+        complete = len(hits) < fetch or fetch == searcher.num_docs
+        if complete or (len(kept) > k and kept[k - 1][1] > found[-1][1]):
+            return sorted(kept, key=lambda hit: (-hit[1], hit[0]))[:k]
+        fetch = min(fetch * 8, searcher.num_docs)
+    return []
 
 
 def query_terms(question: str) -> list[str]:
