@@ -237,11 +237,20 @@ def cited(text: str, passages: Sequence[Document]) -> list[Citation]:
     return [citations[n] for n in sorted(citations)]
 
 
+def _metadata_at(passage: Document, offset: int) -> dict[str, Any]:
+    """A passage's metadata with page, slide or sheet of the part an offset lies in, where several were joined."""
+    place: dict[str, Any] = {}
+    for part in passage.metadata.get("parts", []):
+        if part["start"] <= offset:
+            place = {key: value for key, value in part.items() if key != "start"}
+    return {**passage.metadata, **place}
+
+
 def cite(n: int, passage: Document, start: int, end: int) -> Citation:
     """The citation of `passage.page_content[start:end]`, its offsets moved to the source document's text."""
     start_of_passage = passage.metadata.get("start")
     offset = start_of_passage if isinstance(start_of_passage, int) else 0
-    metadata = passage.metadata
+    metadata = _metadata_at(passage, offset + start)
     citation = Citation(
         n=n,
         source=str(metadata.get("source", "")),

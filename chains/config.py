@@ -68,7 +68,7 @@ class HybridRetrieverConfig(AnyRetrieverConfig):
     support: float = Field(default=0.1, ge=0, lt=1, description="raise by other hits of the same document; 0: none")
     fetch: int = Field(default=100, ge=1, le=1000, description="chunks asked of each leg before fusing")
     rescore: int = Field(
-        default=30, ge=0, le=200, description="of them compared with the question word by word (weighted only); 0: none"
+        default=20, ge=0, le=200, description="of them compared with the question word by word (weighted only); 0: none"
     )
 
 
@@ -127,7 +127,7 @@ class RagConfig(Config):
     )
     top_k: int = Field(default=5, ge=1, le=100, description="passages an answer is made from")
     min_relevance: float = Field(
-        default=0.25,
+        default=0.2,
         ge=0,
         le=1,
         description="refuse when no passage reaches this probability of answering; 0 never refuses",

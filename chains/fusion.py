@@ -69,8 +69,9 @@ def with_support(ranking: Ranking, documents: Mapping[int, int], decay: float) -
     raised = {}
     for chunk, score in ranking:
         if chunk in documents:
-            others = sorted(by_document[documents[chunk]], reverse=True)
+            others = by_document[documents[chunk]].copy()
             others.remove(score)
+            others.sort(reverse=True)
             raised[chunk] = score + sum(other * decay**place for place, other in enumerate(others, 1))
     return in_order(raised)
 

@@ -29,6 +29,7 @@ from loaders.splitters import embedding_text
 # from .2 on. One that knows meanings is worth as much as BM25.
 _LEXICAL_WEIGHT, _SEMANTIC_WEIGHT = 0.1, 0.5
 _FIRST = 3  # lexical hits that tell what the lexical leg is worth
+_SUPPORTED = 60  # of the fused chunks: what stands further down neither comes up nor lifts others
 _DEPTH = 4  # times `top_k` chunks to choose from, where the best ones may not all be taken
 
 
@@ -167,7 +168,7 @@ class HybridRetriever(ChunkRetriever):
     dense_weight: float | None = Field(default=None, ge=0, le=1)
     support: float = 0.1
     fetch: int = 100
-    rescore: int = 30
+    rescore: int = 20
 
     def rank(self, query: str, k: int, *, vector: Vectors | None = None) -> Ranking:
         """By fused score, raised where other chunks of the same document were found too, the best looked at again."""
@@ -180,6 +181,7 @@ class HybridRetriever(ChunkRetriever):
             fused = fuse_ranks([lexical, nearest], weights)
         else:
             fused = fuse_scores([lexical, above_last(nearest)], weights, cut=fetch)
+        fused = fused[: max(k, _SUPPORTED)]
         documents = self.store.knowledge_base.document_ids(i for i, _ in fused)
         ranking = with_support(fused, documents, self.support)
         if self.fusion == "weighted" and self.rescore:

@@ -391,3 +391,12 @@ def test_a_model_rewrites_the_question_from_the_whole_conversation() -> None:
 @pytest.mark.parametrize("nothing", ["", " \n"])
 def test_a_model_that_rewrites_to_nothing_leaves_the_question(nothing: str) -> None:
     assert generates(nothing).condense("它的保修期？", HISTORY, {}) == "它的保修期？"
+
+
+def test_a_quote_of_a_joined_passage_has_the_page_of_its_own_part() -> None:
+    parts = [{"start": 100, "page": 3}, {"start": 110, "page": 4}]
+    passage = Document(
+        page_content="甲乙丙丁戊己庚辛壬癸子丑寅卯", metadata={"source": "a", "start": 100, "page": 3, "parts": parts}
+    )
+    assert cite(1, passage, 0, 2)["page"] == 3
+    assert cite(1, passage, 10, 12)["page"] == 4

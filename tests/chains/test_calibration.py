@@ -100,8 +100,8 @@ def test_the_nearest_of_many_random_vectors_is_not_relevant() -> None:
         cosines = random.normal(0.3, 0.05, chunks).astype(np.float32)
         sample = cosines[:256]
         nearest = [nearness_relevance(float(cosine), sample, chunks) for cosine in np.sort(cosines)[-3:]]
-        assert max(nearest) < 0.6
-        assert nearness_relevance(0.3 + 0.05 * 9, sample, chunks) > 0.9
+        assert max(nearest) < 0.3
+        assert nearness_relevance(0.3 + 0.05 * 9, sample, chunks) > 0.8
 
 
 # -- a semantic embedder -----------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def test_an_empty_knowledge_base_and_the_lexical_embedder_have_no_nearness(
 def test_real_questions_are_told_from_those_of_another_knowledge_base(shared_data: Path, tmp_path: Path) -> None:
     """Forty questions each of cmrc2018_trial (answerable) and dureader2_demo_dev (not) over the trial passages.
 
-    benchmarks/results has the whole: 1 % wrongly refused, 95 % and more of the unrelated ones refused.
+    `python -m benchmarks.fit_relevance --judge` asks more, of more sets.
     """
     from chains.evaluation import Question, evaluate, read_questions
     from chains.ingestion import Ingestor
@@ -266,5 +266,5 @@ def test_real_questions_are_told_from_those_of_another_knowledge_base(shared_dat
     without = [Question(question=row.question, answers=[]) for row in others]
     refusal = evaluate(qa, [*answerable, *without])["refusal"]
     assert refusal["precision"] >= 0.9
-    assert refusal["recall"] >= 0.85
+    assert refusal["recall"] >= 0.7
     store.knowledge_base.close()

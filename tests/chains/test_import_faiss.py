@@ -6,7 +6,9 @@ import importlib.util
 import json
 import os
 import pickle
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ import numpy as np
 import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
 
-from chains import import_faiss as module
 from chains.checks import check
 from chains.fulltext import FullTextIndex
 from chains.import_faiss import ImportFaissError, import_faiss
@@ -62,12 +63,12 @@ def speaking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str) -> N
     """Let the child be a program of ours."""
     script = tmp_path / "child.py"
     script.write_text(program, encoding="utf-8")
-    popen = module.subprocess.Popen
+    popen = subprocess.Popen
 
     def start(command: list[str], **options: Any) -> Any:
         return popen([sys.executable, str(script), *command[3:]], **options)
 
-    monkeypatch.setattr(module.subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", start)
 
 
 def test_an_untrusted_folder_is_refused_and_its_pickle_not_read(store: FaissVectorStore, tmp_path: Path) -> None:
@@ -152,8 +153,6 @@ def test_a_child_that_complains_at_length_does_not_hang(
     # more than a pipe holds (64 KB) on stderr before the first document
     speaking(monkeypatch, tmp_path, f"import sys; sys.stderr.write('warning ' * 50_000); print('{ENTRY}');"
              "print('{\"count\": 1}')")  # fmt: skip
-    import threading
-
     outcome: list[object] = []
     kb = store.knowledge_base
 
@@ -221,8 +220,6 @@ store.save_local(sys.argv[1])
 
 @needs_community
 def test_a_real_folder_loses_no_document(store: FaissVectorStore, tmp_path: Path) -> None:
-    import subprocess
-
     folder = tmp_path / "real"
     subprocess.run([sys.executable, "-c", WRITE_A_FOLDER, str(folder)], check=True)
     assert import_faiss(store, folder, trusted=True) == 1201

@@ -270,7 +270,7 @@ def test_lexical_filter_reaches_beyond_the_first_hits(fresh: FaissVectorStore) -
 def test_hybrid_rrf_equals_fusing_both_legs_by_hand(store: FaissVectorStore) -> None:
     query = "停车场在哪里，报销要几天内办理"
     dense, lexical = make(DenseRetriever, store).rank(query, 50), make(LexicalRetriever, store).rank(query, 50)
-    hybrid = make(HybridRetriever, store, fusion="rrf", dense_weight=0.3, support=0.0, rescore=30)
+    hybrid = make(HybridRetriever, store, fusion="rrf", dense_weight=0.3, support=0.0)
     scores: dict[int, float] = {}
     for leg, weight in ((lexical, 0.7), (dense, 0.3)):
         for place, (chunk, _) in enumerate(leg):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from workshop import Home, Nursery, SlowEmbeddings, article, records
@@ -72,7 +73,7 @@ def test_ingest_on_a_full_disk_fails_by_name_and_goes_on_with_space(small_disk: 
         assert home.ingestor().ingest([docs]).added == 10
     big(docs)
     ballast = fill(small_disk, leaving=1_000_000)
-    with Home(kb) as home, pytest.raises(KnowledgeBaseError, match="磁盘|空间"):
+    with Home(kb) as home, pytest.raises(KnowledgeBaseError, match=r"磁盘|空间"):
         home.ingestor().ingest([docs])
     ballast.unlink()
     (docs / "zz.jsonl").write_text(records("small", 3), encoding="utf-8")
@@ -83,7 +84,7 @@ def test_ingest_on_a_full_disk_fails_by_name_and_goes_on_with_space(small_disk: 
     intact(kb, 11)
 
 
-@pytest.mark.parametrize("leaving", [0, 4096, 20_000, 60_000, 200_000])
+@pytest.mark.parametrize("leaving", [0, 20_000, 200_000])
 def test_every_step_on_a_disk_with_little_space_left_fails_by_name_or_works(
     small_disk: Path, docs: Path, leaving: int
 ) -> None:
@@ -111,7 +112,7 @@ def test_every_step_on_a_disk_with_little_space_left_fails_by_name_or_works(
     intact(kb, 30)
 
 
-@pytest.mark.parametrize("leaving", [0, 8_000, 40_000, 120_000])
+@pytest.mark.parametrize("leaving", [0, 40_000])
 def test_reembed_on_a_full_disk_fails_by_name_answers_from_the_old_vectors_and_resumes(
     small_disk: Path, docs: Path, leaving: int, nursery: Nursery
 ) -> None:
@@ -166,14 +167,14 @@ def test_the_command_exits_with_1_and_one_line_on_a_full_disk(small_disk: Path, 
     assert len(complaints) == 1, ran.stderr
     assert "磁盘可能已满" in complaints[0]
     checked = [sys.executable, "-m", "ui.cli", "check", "--kb", str(kb)]
-    os.unlink(docs / "zz.jsonl")
+    (docs / "zz.jsonl").unlink()
     assert subprocess.run(checked, cwd=ROOT, capture_output=True).returncode == 0
 
 
 # -- a limit of the size of a file, for everybody ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit_kb", [1, 20, 100, 300, 700])
+@pytest.mark.parametrize("limit_kb", [1, 100, 500])
 @pytest.mark.parametrize("work", ["ingest", "reembed", "remove"])
 def test_a_file_that_may_not_grow_is_an_error_by_name_and_loses_nothing(
     work: str, limit_kb: int, docs: Path, nursery: Nursery
@@ -184,11 +185,12 @@ def test_a_file_that_may_not_grow_is_an_error_by_name_and_loses_nothing(
         before = home.texts()
     if work == "ingest":
         (docs / "zz.jsonl").write_text(records("big", 400), encoding="utf-8")
-    arguments = {
+    everything: dict[str, dict[str, Any]] = {
         "ingest": {"kb": str(kb), "docs": str(docs), "done": str(done)},
         "reembed": {"kb": str(kb), "done": str(done)},
         "remove": {"kb": str(kb), "sources": [str(docs / "00.txt")], "done": str(done)},
-    }[work]
+    }
+    arguments = everything[work]
     worker = nursery.start("limited", megabytes=limit_kb / 1024, limited=work, arguments=arguments)
     if worker.wait():
         assert worker.complaint.startswith("KnowledgeBaseError"), worker.complaint

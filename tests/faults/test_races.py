@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from workshop import Home, Nursery, records, small_steps
+from langchain_core.documents import Document
+from workshop import Home, Nursery, load_here, records, small_steps
 
 from chains import ingestion
+from loaders.documents import load_documents
 
 ROUNDS = 30
 COUNT = 60  # documents in a version: more than one transaction
@@ -50,11 +54,11 @@ def test_a_file_replaced_between_hashing_and_reading_is_never_taken_for_the_othe
     path = tmp_path / "raced.jsonl"
     path.write_text(records("a", COUNT), encoding="utf-8")
     stop = threading.Event()
-    loaded = ingestion.load_documents
+    loaded = load_here
 
-    def load(*arguments: object) -> object:
+    def load(*arguments: Any) -> Iterator[Document]:
         path.write_text(records("b", COUNT), encoding="utf-8")
-        for number, document in enumerate(loaded(*arguments)):  # type: ignore[arg-type]
+        for number, document in enumerate(loaded(*arguments)):
             if number == COUNT - 1:
                 stop.set()  # what a kill in the middle leaves: some transactions of the wrong version
             yield document
@@ -75,10 +79,10 @@ def test_a_file_replaced_while_it_is_read_is_read_again_by_the_next_ingest(
     small_steps_here(monkeypatch)
     path = tmp_path / "raced.jsonl"
     path.write_text(records("a", COUNT), encoding="utf-8")
-    loaded = ingestion.load_documents
+    loaded = load_here
 
-    def load(*arguments: object) -> object:
-        found = list(loaded(*arguments))  # type: ignore[arg-type]
+    def load(*arguments: Any) -> Iterator[Document]:
+        found = list(loaded(*arguments))
         path.write_text(records("b", COUNT), encoding="utf-8")
         yield from found
 
@@ -92,7 +96,7 @@ def test_a_file_replaced_while_it_is_read_is_read_again_by_the_next_ingest(
 
 def small_steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `small_steps`, taken back at the end of the test."""
-    monkeypatch.setattr(ingestion, "load_documents", ingestion.load_documents)
+    monkeypatch.setattr(ingestion, "load_documents", load_documents)
     for module in ("chains.ingestion", "chains.reembedding"):
         monkeypatch.setattr(f"{module}._BATCH_CHUNKS", 512)
     small_steps()

@@ -28,7 +28,7 @@ from langchain_core.embeddings import Embeddings
 from chains import ingestion, reembedding
 from chains.checks import check
 from chains.embeddings import PROBE
-from chains.fulltext import FullTextIndex
+from chains.fulltext import FullTextIndex, query_terms
 from chains.ingestion import Ingestor
 from chains.knowledge_base import KnowledgeBase
 from chains.retrievers import HybridRetriever
@@ -41,7 +41,10 @@ DIMENSIONS = 32
 SMALL_BATCH = 48  # chunks in a transaction, instead of 512: small documents then have many moments to die in
 SPLITTER = SplitterConfig(chunk_size=48, chunk_overlap=8)
 GATE_WORD = "绝密"
-_WORDS = "工资 合同 赔偿 仲裁 加班 休假 社保 工伤 解除 期限 法院 证据 送达 管辖 公司 员工 协议 终止 申请 裁决".split()
+_WORDS = [
+    "工资", "合同", "赔偿", "仲裁", "加班", "休假", "社保", "工伤", "解除", "期限",
+    "法院", "证据", "送达", "管辖", "公司", "员工", "协议", "终止", "申请", "裁决",
+]  # fmt: skip
 
 
 class SlowEmbeddings(Embeddings):
@@ -87,7 +90,7 @@ class SlowEmbeddings(Embeddings):
 class Home:
     """An opened knowledge base with its caches."""
 
-    def __init__(self, path: Path, embedder: Embeddings | None = None, *, create: bool = False) -> None:
+    def __init__(self, path: Path, embedder: SlowEmbeddings | None = None, *, create: bool = False) -> None:
         self.kb = KnowledgeBase(path, create=create)
         self.embedder = embedder or SlowEmbeddings()
         self.store = FaissVectorStore(self.embedder, self.kb)
@@ -185,7 +188,7 @@ def load_here(path: Path, options: LoaderConfig | None = None) -> Iterator[Docum
 
 def small_steps() -> None:
     """Many small transactions, and files read without a further process."""
-    ingestion.load_documents = load_here  # type: ignore[assignment]
+    vars(ingestion)["load_documents"] = load_here
     ingestion._BATCH_CHUNKS = reembedding._BATCH_CHUNKS = SMALL_BATCH
 
 
@@ -362,6 +365,13 @@ class Nursery:
 
 def main() -> None:
     """Fork a worker for each request on stdin; tell on stdout when one is born and how it ended."""
+    import faiss
+    import langchain_text_splitters
+    import tantivy
+
+    faiss.omp_set_num_threads(1)
+    # what is imported and cached now costs no worker anything
+    assert langchain_text_splitters and tantivy and query_terms("劳动合同")
     mute = threading.Lock()
 
     def tell(**message: Any) -> None:
