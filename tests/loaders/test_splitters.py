@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 
-from chains.embeddings import count_tokens
+from chains.embeddings import token_counter
 from chains.lexical_embeddings import LexicalEmbeddings
 from loaders.config import Config
 from loaders.documents import LoaderConfig, load_documents
@@ -24,7 +24,7 @@ _LEXICAL = LexicalEmbeddings(dimensions=64)
 
 def lexical(text: str) -> int:
     """Tokens as the embedded default counts them; white space counts for nothing."""
-    return count_tokens(_LEXICAL, text)
+    return token_counter(_LEXICAL)(text)
 
 
 def rounded(text: str) -> int:
