@@ -87,8 +87,8 @@ class Trial:
 
 
 @pytest.fixture
-def trial(tmp_path: Path, nursery: Nursery) -> Trial:
-    return Trial(tmp_path, nursery)
+def trial(quick_folder: Path, nursery: Nursery) -> Trial:
+    return Trial(quick_folder, nursery)
 
 
 def moments(seed: str, seconds: float) -> list[float]:

@@ -24,8 +24,8 @@ def version(seed: str, count: int = COUNT) -> list[str]:
 
 
 @pytest.mark.slow
-def test_of_two_processes_that_ingest_versions_of_one_file_one_wins_whole(tmp_path: Path, nursery: Nursery) -> None:
-    kb, path = tmp_path / "kb", tmp_path / "docs" / "raced.jsonl"
+def test_of_two_processes_that_ingest_versions_of_one_file_one_wins_whole(quick_folder: Path, nursery: Nursery) -> None:
+    kb, path = quick_folder / "kb", quick_folder / "docs" / "raced.jsonl"
     path.parent.mkdir()
     Home(kb, create=True).kb.close()
     for number in range(ROUNDS):
