@@ -139,7 +139,9 @@ def evaluate(
     report: dict[str, Any] = {"n": len(asked), "retrieval": _means(retrieval)}
     if not retrieval_only:
         report["answer"] = _means(answers)
-        report["refusal"] = _refusal(refused)
+        scores = _refusal(refused)
+        if scores is not None:
+            report["refusal"] = scores
     return report
 
 

@@ -321,7 +321,7 @@ def test_a_question_whose_passage_is_in_the_knowledge_base_is_not_unanswerable()
 
 
 def test_without_unanswerable_questions_there_is_no_figure_for_refusals() -> None:
-    assert evaluate(chain(RANKINGS, "十天"), QUESTIONS)["refusal"] is None
+    assert "refusal" not in evaluate(chain(RANKINGS, "十天"), QUESTIONS)
 
 
 def test_a_real_chain_refuses_what_its_documents_do_not_say(pool: RetrievalQA) -> None:
