@@ -1,0 +1,1 @@
+"""Training data: rows and their checks, where they come from, and the negatives mined for them."""
