@@ -179,7 +179,7 @@ def check_steps(steps: int, *, rows: int, batch_size: int) -> list[Finding]:
             Finding(
                 "few_steps",
                 "warning",
-                f"只有 {steps} 步（行数 / batch_size → 步数：{figures}），难有效果；请增加数据、epochs 或减小 batch_size",
+                f"只有 {steps} 步（行数 / batch_size → 步数：{figures}），难有效果；请增加数据或 epochs",
                 f"only {steps} steps (rows / batch_size -> steps: {figures}), hardly enough; add rows or epochs, or"
                 " lower batch_size",
             )
