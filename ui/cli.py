@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
 _DESCRIPTION = "知识库问答：向自己的文档提问，答案注明出处。 Ask your own documents; answers show where they stand."
+_DATA = "ui.data_commands"
 _OVERRIDES = "覆盖配置项，如 top_k=3 splitter.chunk_size=300 / config overrides"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every verb; `arguments.verb` names a function of `ui.commands`."""
+    """The parser of every verb; `arguments.module` and `arguments.function` say what runs it."""
     parser = argparse.ArgumentParser(prog="ragproj", description=_DESCRIPTION)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -61,13 +63,62 @@ def build_parser() -> argparse.ArgumentParser:
     faiss.add_argument("--trust-pickle", action="store_true", help="确认目录来源可信 / the folder can be trusted")
 
     _verb(verbs, "validate", "检查配置文件 / check a config file")
+    _data(verbs.add_parser("data", help="准备训练数据 / make training data"))
+    _finetune(verbs.add_parser("finetune", help="微调模型，效果有数字 / fine-tune a model and measure the gain"))
     return parser
 
 
+def _data(parser: argparse.ArgumentParser) -> None:
+    """What makes training data, each a verb of its own below `data`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    multi = _action(actions, "multi-doc-qa", "转换 Multi-Doc-QA-Chinese / convert Multi-Doc-QA-Chinese", module=_DATA)
+    multi.add_argument("raw", nargs="+", metavar="RAW", help="文件或文件夹；其后可跟覆盖项 / files and folders")
+    multi.add_argument("--out", required=True, metavar="DIR", help="输出文件夹 / folder of the results")
+    multi.add_argument("--overwrite", action="store_true", help="替换已有的结果 / replace what is there")
+
+    rows = _action(actions, "rows", "把带出处的问题变成训练数据 / questions with known passages as rows", module=_DATA)
+    rows.add_argument("--questions", required=True, metavar="FILE", help="JSONL：question, context_id / pos_ids …")
+    rows.add_argument("--passages", required=True, nargs="+", metavar="FILE", help="JSONL：id, title, text")
+    rows.add_argument("--out", required=True, metavar="DIR", help="输出文件夹 / folder of the results")
+    rows.add_argument("--overwrite", action="store_true", help="替换已有的结果 / replace what is there")
+
+    mine = _action(actions, "mine", "挖掘难负例 / mine hard negatives", module=_DATA)
+    mine.add_argument("--rows", required=True, nargs="+", metavar="FILE", help="检索训练数据 JSONL / retrieval rows")
+    mine.add_argument(
+        "--passages", nargs="+", default=[], metavar="FILE", help="更多候选段落 / further passages, JSONL"
+    )
+    mine.add_argument("--out", required=True, metavar="FILE", help="输出的训练数据 / the rows with their negatives")
+    mine.add_argument("--overwrite", action="store_true", help="替换已有的结果 / replace what is there")
+
+
+def _finetune(parser: argparse.ArgumentParser) -> None:
+    """What can be fine-tuned."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="MODEL")
+    for name, text in (("bge", "微调 BGE 向量模型 / the BGE embedder"), ("reranker", "微调重排模型 / the reranker")):
+        _action(actions, name, text, module="ui.finetune_commands", function=f"finetune_{name}", config_required=True)
+
+
 def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text)
+    """A verb over a knowledge base; the function of `ui.commands` with its name runs it."""
+    parser = _action(verbs, name, text, module="ui.commands")
     parser.add_argument("--kb", metavar="DIR", help="知识库目录，默认取配置 / knowledge base directory")
-    parser.add_argument("--config", metavar="FILE", help="YAML 配置，默认用内置的 / config file")
+    return parser
+
+
+def _action(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    *,
+    module: str,
+    function: str | None = None,
+    config_required: bool = False,
+) -> argparse.ArgumentParser:
+    """Something the command does, with the options that all share."""
+    parser = verbs.add_parser(name, help=text, description=text)
+    parser.set_defaults(module=module, function=function or name.replace("-", "_"))
+    where = "YAML 配置 / config file" if config_required else "YAML 配置，默认用内置的 / config file"
+    parser.add_argument("--config", metavar="FILE", required=config_required, help=where)
     parser.add_argument("--json", action="store_true", help="向标准输出打印一个 JSON 对象 / one JSON object on stdout")
     parser.add_argument("--verbose", action="store_true", help="显示日志 / show the log")
     parser.epilog = f"KEY=VALUE … {_OVERRIDES}"
@@ -95,11 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown, arguments.overrides = split_overrides(extra)
     if unknown:
         parser.error(f"无法识别的参数 / unrecognised arguments: {' '.join(unknown)}")
-    if arguments.verb in {"ingest", "remove"}:
-        name = "paths" if arguments.verb == "ingest" else "sources"
-        words, overrides = split_overrides(getattr(arguments, name))
-        setattr(arguments, name, words)
-        arguments.overrides = [*overrides, *arguments.overrides]
+    for name, words in list(vars(arguments).items()):
+        if isinstance(words, list) and name != "overrides":  # overrides may stand at the end of a list of files
+            files, overrides = split_overrides(words)
+            setattr(arguments, name, files)
+            arguments.overrides = [*overrides, *arguments.overrides]
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, stream=sys.stderr)
     return _run(arguments)
 
@@ -108,9 +159,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from loaders.errors import RagProjError, UsageError
 
     try:
-        from ui import commands
-
-        status: int = getattr(commands, arguments.verb.replace("-", "_"))(arguments)
+        run = getattr(importlib.import_module(arguments.module), arguments.function)
+        status: int = run(arguments)
         sys.stdout.flush()
     except UsageError as error:
         return _complain(arguments, error, 2)
@@ -126,8 +176,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _complain(arguments: argparse.Namespace, error: Exception, status: int) -> int:
-    print(f"ragproj {arguments.verb}: {error}", file=sys.stderr)
+    print(f"ragproj {_called(arguments)}: {error}", file=sys.stderr)
     return status
+
+
+def _called(arguments: argparse.Namespace) -> str:
+    """The verb as it was typed, such as `ingest` or `data mine`."""
+    return " ".join(filter(None, (arguments.verb, getattr(arguments, "action", None))))
 
 
 if __name__ == "__main__":
