@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _verb(verbs, "validate", "检查配置文件 / check a config file")
     _data(verbs.add_parser("data", help="准备训练数据 / make training data"))
     _finetune(verbs.add_parser("finetune", help="微调模型，效果有数字 / fine-tune a model and measure the gain"))
+    _convert(verbs.add_parser("convert", help="转换 ChatGLM3 权重和适配器 / convert ChatGLM3 weights and adapters"))
     return parser
 
 
@@ -96,6 +97,22 @@ def _finetune(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="MODEL")
     for name, text in (("bge", "微调 BGE 向量模型 / the BGE embedder"), ("reranker", "微调重排模型 / the reranker")):
         _action(actions, name, text, module="ui.finetune_commands", function=f"finetune_{name}", config_required=True)
+
+
+def _convert(parser: argparse.ArgumentParser) -> None:
+    """What can be brought to the layout that current libraries load."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="WHAT")
+    for name, text in (
+        ("chatglm3", "原版 ChatGLM3 目录转为原生目录 / an original ChatGLM3 directory"),
+        ("adapter", "原版 ChatGLM3 的 LoRA 适配器 / a LoRA adapter of the original ChatGLM3"),
+    ):
+        action = _action(actions, name, text, module="ui.convert_commands", function=f"convert_{name}")
+        action.add_argument("source", metavar="SRC", help="来源目录 / directory to convert")
+        action.add_argument("target", metavar="DST", help="目标目录 / directory to write")
+        if name == "chatglm3":
+            action.add_argument("--reverse", action="store_true", help="转回原版布局 / back to the original layout")
+        else:
+            action.add_argument("--base", metavar="DIR", help="所属的原生模型目录 / native model it belongs to")
 
 
 def _verb(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
