@@ -1,0 +1,192 @@
+"""Resumable checkpoints: weights, optimizer state and position, written beside and renamed, never pickled.
+
+Randomness needs no saving: the order, the sampling and the dropout of a step depend on seed, epoch and step alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loaders.errors import RagProjError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+_STEP, _BEST = "step-", "best-"
+
+
+class CheckpointError(RagProjError):
+    """Checkpoints that belong to another run, or cannot be read."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands, besides its weights."""
+
+    step: int
+    """optimizer steps done"""
+    run: Mapping[str, Any]
+    """what decides its course: settings and a hash of the rows"""
+    evaluations: Mapping[str, Any]
+    """of `EarlyStopping.state`"""
+    scaler: Mapping[str, Any]
+    """of the gradient scaler; empty without one"""
+    losses: tuple[float, ...]
+    """of every step so far"""
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints: the newest, and the weights of the best evaluation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, state: State, encoder: nn.Module, optimizer: Optimizer, *, best_step: int | None) -> None:
+        """Write a checkpoint, then remove the older ones and the weights of all but the best step."""
+        target = self.folder / f"{_STEP}{state.step:08}"
+        names = {parameter: name for name, parameter in _trained(encoder)}
+        tensors = {
+            f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+            for parameter, values in optimizer.state.items()
+            for key, value in values.items()
+        }
+        with _directory(target) as temporary:
+            _save(_weights(encoder), temporary / _WEIGHTS)
+            _save(tensors, temporary / _OPTIMIZER)
+            content = json.dumps(vars(state), ensure_ascii=False, default=list)
+            (temporary / _STATE).write_text(content, encoding="utf-8")
+        keep = {target.name} | ({f"{_BEST}{best_step:08}"} if best_step is not None else set())
+        for old in self._existing():
+            if old.name not in keep:
+                shutil.rmtree(old)
+
+    def newest(self, run: Mapping[str, Any]) -> Path | None:
+        """The checkpoint to go on from, or None at the start of a run.
+
+        Raises:
+            CheckpointError: it is of a run with other settings or rows.
+        """
+        found = sorted(path for path in self._existing() if path.name.startswith(_STEP))
+        if not found:
+            return None
+        saved = _read_state(found[-1]).run
+        changed = sorted(key for key in {*saved, *run} if saved.get(key) != json.loads(json.dumps(run.get(key))))
+        if changed:
+            listed = "; ".join(f"{key}: {saved.get(key)!r} -> {run.get(key)!r}" for key in changed)
+            raise CheckpointError(
+                f"{self.folder} 中的检查点属于另一次训练（{listed}）；请恢复原设置、换一个 output，或删除该目录",
+                f"the checkpoints in {self.folder} are of a run with other settings ({listed}); restore them, choose"
+                " another output, or delete that folder",
+            )
+        return found[-1]
+
+    def load(self, checkpoint: Path, encoder: nn.Module, optimizer: Optimizer) -> State:
+        """Put weights and optimizer state of a checkpoint in place; the rest comes back."""
+        from safetensors.torch import load_file
+
+        load_weights(encoder, checkpoint / _WEIGHTS)
+        parameters = dict(_trained(encoder))
+        for key, value in load_file(checkpoint / _OPTIMIZER).items():
+            name, _, part = key.rpartition("/")
+            parameter = parameters[name]
+            device = "cpu" if part == "step" and not optimizer.defaults.get("fused") else parameter.device
+            optimizer.state[parameter][part] = value.to(device)
+        return _read_state(checkpoint)
+
+    def save_best(self, step: int, encoder: nn.Module) -> None:
+        """Keep the weights of this step beside the checkpoints, until a checkpoint names another as the best."""
+        with _directory(self.folder / f"{_BEST}{step:08}") as temporary:
+            _save(_weights(encoder), temporary / _WEIGHTS)
+
+    def load_best(self, step: int, encoder: nn.Module) -> None:
+        """Put the weights of the best evaluation in place."""
+        load_weights(encoder, self.folder / f"{_BEST}{step:08}" / _WEIGHTS)
+
+    def clear(self) -> None:
+        """Remove everything: the run is over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _existing(self) -> Iterable[Path]:
+        """Complete ones; what a killed process left half-written is removed."""
+        if not self.folder.is_dir():
+            return []
+        for left in self.folder.glob(".*"):
+            shutil.rmtree(left)
+        return sorted(path for path in self.folder.iterdir() if path.name.startswith((_STEP, _BEST)))
+
+
+def load_weights(encoder: nn.Module, path: Path) -> None:
+    """Put saved values into the trained parameters of an encoder.
+
+    Raises:
+        CheckpointError: the file names other parameters.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    saved, parameters = load_file(path), dict(_trained(encoder))
+    if saved.keys() != parameters.keys():
+        odd = sorted(saved.keys() ^ parameters.keys())
+        raise CheckpointError(
+            f"{path} 的参数与模型不一致，例如 {odd[0]}；请确认 model 和 method 没有变",
+            f"{path} has other parameters than the model, such as {odd[0]}; see that model and method are the same",
+        )
+    with torch.no_grad():
+        for name, value in saved.items():
+            parameters[name].copy_(value)
+
+
+def _trained(encoder: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+
+
+def _weights(encoder: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in _trained(encoder)}
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, path)
+
+
+def _read_state(checkpoint: Path) -> State:
+    try:
+        fields = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        return State(**{**fields, "losses": tuple(fields["losses"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"检查点 {checkpoint} 无法读取（{error}）；请删除它，训练将从更早处重新开始",
+            f"checkpoint {checkpoint} cannot be read ({error}); delete it, training then starts from before it",
+        ) from None
+
+
+class _directory:  # noqa: N801 used like a function
+    """A directory to write into, that takes its name when all is in it."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
+
+    def __enter__(self) -> Path:
+        self.temporary.mkdir(parents=True)
+        return self.temporary
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.temporary)
+            return
+        if self.target.exists():  # the same step again, after a resume from before it
+            shutil.rmtree(self.target)
+        self.temporary.rename(self.target)
