@@ -1,0 +1,1 @@
+"""BGE: model directories, tokenizer, encoder, engines, embeddings and reranker."""

@@ -1,0 +1,171 @@
+"""BGEEmbeddings: LangChain's Embeddings over a BGE model, exactly as it was trained."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from langchain_core.embeddings import Embeddings
+
+from chains.bge.batching import length_sorted_batches
+from chains.bge.directory import ModelDirectory, digest, read_model_directory, resolve_model
+from chains.bge.engines import Engine, EngineName, TorchEngine, open_engine
+from chains.bge.tokenizer import BgeTokenizer, truncated
+from chains.embeddings import Vectors
+from loaders.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+
+class BGEEmbeddings(Embeddings):
+    """Vectors of a BGE encoder: bge-small, -base and -large v1.5 in Chinese and English, bge-m3's dense ones.
+
+    The constructor reads the directory; weights load with the first text. One object may serve many threads.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        adapter: str | Path | None = None,
+        engine: EngineName = "auto",
+        *,
+        query_instruction: str | None = None,
+        max_length: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        """The embedder in a model directory.
+
+        Args:
+            model: directory of the model, or a model id that is fetched once.
+            adapter: directory of a LoRA adapter trained on it.
+            engine: what computes; `auto` takes the fastest that agrees with the reference and logs why.
+            query_instruction: put before queries; the directory's own without one, "" for none.
+            max_length: tokens of a text, [CLS] and [SEP] included; the directory's own limit without one.
+            device: "cpu", "cuda", "cuda:1"; a GPU where there is one without it.
+
+        Raises:
+            ModelDirectoryError: there is no such model, or it is no BGE.
+        """
+        directory = read_model_directory(resolve_model(model))
+        self._setup(directory, query_instruction=query_instruction, max_length=max_length)
+        self.adapter = None if adapter is None else resolve_model(adapter)
+        self._engine_name: EngineName = engine
+        self._device = device
+
+    @classmethod
+    def from_encoder(cls, encoder: torch.nn.Module, directory: ModelDirectory) -> BGEEmbeddings:
+        """An embedder over weights in memory, such as those of a training under way; it sees every later change."""
+        embeddings = cls.__new__(cls)
+        embeddings._setup(directory, query_instruction=None, max_length=None)
+        embeddings.adapter = None
+        embeddings._encoder = encoder
+        embeddings._engine = TorchEngine(encoder, directory, pad_id=embeddings.tokenizer.pad_id)
+        return embeddings
+
+    def _setup(self, directory: ModelDirectory, *, query_instruction: str | None, max_length: int | None) -> None:
+        if max_length is not None and not 3 <= max_length <= directory.max_tokens:
+            raise UsageError(
+                f"max_length 是 {max_length}；模型 {directory.path} 最多 {directory.max_tokens} 个 token，最少 3 个",
+                f"max_length is {max_length}; the model in {directory.path} takes 3 to {directory.max_tokens} tokens",
+            )
+        self.directory = directory
+        self.query_instruction = directory.query_instruction if query_instruction is None else query_instruction
+        self.max_length = max_length or directory.max_tokens
+        self.tokenizer = BgeTokenizer.from_directory(directory)
+        self._encoder: torch.nn.Module | None = None
+        self._engine: Engine | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def engine(self) -> Engine:
+        """What computes, its weights loaded."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = open_engine(
+                    self._engine_name, self.directory, self.adapter, self.tokenizer, device=self._device
+                )
+            return self._engine
+
+    @property
+    def fingerprint(self) -> str:
+        """What made the vectors: weights, adapter, tokenizer, pooling, normalisation, instruction and length.
+
+        The engine is not part of it: each agrees with float32 to a cosine of .999 or refuses itself, so a knowledge
+        base may be filled on a GPU and asked on a CPU.
+        """
+        weights = _state_digest(self._encoder) if self._encoder is not None else digest(self.directory.path)
+        adapter = "" if self.adapter is None else digest(self.adapter)
+        rules = (self.directory.pooling, self.directory.normalize, self.query_instruction, self.max_length)
+        whole = hashlib.sha256(repr((weights, adapter, self.directory.lower_case, *rules)).encode())
+        return f"bge-{self.directory.dimensions}-{whole.hexdigest()[:24]}"
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a text that reach its vector, [CLS] and [SEP] not counted."""
+        return self.max_length - 2
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, [CLS] and [SEP] not counted."""
+        return self.tokenizer.count(text)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """One vector per text, in order; an empty list for no texts."""
+        vectors: list[list[float]] = self.embed_documents_array(texts).tolist()
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of a question, the model's instruction before it."""
+        vector: list[float] = self.embed_queries_array([text])[0].tolist()
+        return vector
+
+    def embed_documents_array(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of passages, (n, dimensions) float32; how many were too long is logged."""
+        return self._embed(texts)
+
+    def embed_queries_array(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of questions, (n, dimensions) float32, the instruction before each."""
+        return self._embed([self.query_instruction + text for text in texts])
+
+    def _embed(self, texts: Sequence[str]) -> Vectors:
+        unique = list(dict.fromkeys(texts))  # equal texts are computed once
+        whole = self.tokenizer.encode_whole(unique)
+        self._report_long(unique, whole)
+        rows = [truncated(ids, self.max_length) for ids in whole]
+        vectors = np.zeros((len(unique), self.directory.dimensions), np.float32)
+        if rows:
+            limits = self.engine.limits
+            for batch in length_sorted_batches([len(row) for row in rows], limits.token_budget, limits.rows):
+                vectors[batch] = self.engine.embed([rows[index] for index in batch])
+        if len(unique) == len(texts):
+            return vectors
+        place = {text: index for index, text in enumerate(unique)}
+        return vectors[[place[text] for text in texts]]
+
+    def _report_long(self, texts: Sequence[str], whole: Sequence[Sequence[int]]) -> None:
+        """Log how many texts lose their end, and by how much."""
+        lengths = [len(ids) for ids in whole]
+        long = [index for index, length in enumerate(lengths) if length > self.max_length]
+        if long:
+            longest = max(long, key=lengths.__getitem__)
+            logger.warning(
+                "%d of %d texts are longer than the %d tokens the model sees, their ends are not in the vectors;"
+                " the longest has %d tokens: %r ...",
+                len(long), len(texts), self.max_length, lengths[longest], texts[longest][:40],
+            )  # fmt: skip
+
+
+def _state_digest(encoder: torch.nn.Module) -> str:
+    """SHA-256 of weights in memory, 16 hex digits."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]

@@ -1,0 +1,165 @@
+"""The encoder in torch, and the one function that makes its vectors: serving, export and training share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from chains.bge.directory import ModelDirectory, ModelDirectoryError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_encoder(
+    directory: ModelDirectory,
+    adapter: str | Path | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    merge: bool = False,
+) -> torch.nn.Module:
+    """The directory's BertModel or XLMRobertaModel without its pooling layer, in eval mode.
+
+    Args:
+        directory: from `read_model_directory`.
+        adapter: directory of a PEFT adapter trained on it.
+        dtype: of the weights; float32 without one.
+        device: where they go.
+        merge: add the adapter to the weights, which is faster and equal to 1e-5.
+
+    Raises:
+        ModelDirectoryError: weights are missing or do not fit, or the adapter does not.
+    """
+    import torch
+    from transformers import AutoModel
+
+    try:
+        with _quiet():
+            encoder, info = AutoModel.from_pretrained(
+                str(directory.path),
+                dtype=dtype or torch.float32,
+                add_pooling_layer=False,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+        if info["missing_keys"]:  # transformers would go on with random numbers there
+            raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])} ...")
+        if adapter is not None:
+            encoder = _with_adapter(encoder, Path(adapter), merge=merge)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelDirectoryError(
+            f"无法载入模型 {directory.path}：{reason}", f"cannot load the model in {directory.path}: {reason}"
+        ) from error
+    return cast("torch.nn.Module", encoder.to(device).eval())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no report on the pooling layer that is left out."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _with_adapter(encoder: Any, adapter: Path, *, merge: bool) -> Any:
+    from peft import PeftModel
+
+    if not (adapter / "adapter_config.json").is_file():
+        raise ModelDirectoryError(
+            f"{adapter} 不是 LoRA 适配器目录（缺少 adapter_config.json）；请检查 adapter",
+            f"{adapter} is no LoRA adapter (it has no adapter_config.json); check `adapter`",
+        )
+    adapted = PeftModel.from_pretrained(encoder, str(adapter))
+    return adapted.merge_and_unload() if merge else adapted
+
+
+def embed(
+    encoder: torch.nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    directory: ModelDirectory,
+) -> torch.Tensor:
+    """Pooled vectors (n, dimensions), of unit length where the directory says so; differentiable.
+
+    With CLS pooling the last layer asks its query and runs its feed-forward for the first token alone; what the other
+    tokens would have become in that layer reaches no vector.
+
+    Args:
+        encoder: from `load_encoder`, also with LoRA layers, in training or eval mode.
+        input_ids: (n, tokens) padded on the right.
+        attention_mask: (n, tokens), 1 for a token and 0 for padding; None where nothing is padded.
+        directory: pooling and normalisation.
+    """
+    import torch
+
+    model = cast("Any", base_model(encoder))
+    mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+    states = model.embeddings(input_ids=input_ids)
+    *layers, last = model.encoder.layer
+    for layer in layers:
+        states = layer(states, mask)
+    if directory.pooling == "cls":
+        vectors = _first_token(last, states, mask)
+    else:
+        vectors = _mean(last(states, mask), attention_mask)
+    return torch.nn.functional.normalize(vectors.float(), dim=-1) if directory.normalize else vectors.float()
+
+
+def base_model(encoder: torch.nn.Module) -> torch.nn.Module:
+    """The BertModel or XLMRobertaModel inside PEFT's wrapper (LoRA layers stay in it), or the encoder itself."""
+    unwrap = getattr(encoder, "get_base_model", None)
+    return encoder if unwrap is None else cast("torch.nn.Module", unwrap())
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(input_ids, attention_mask) of token ids, padded on the right; the mask is None where nothing is padded."""
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], dtype=torch.long)
+    if min(map(len, rows)) == longest:
+        return ids, None
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(longest)[None, :] < lengths[:, None]).long()
+
+
+def _first_token(layer: Any, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """What a BERT layer makes of the first token, (n, hidden); the same as `layer(states, mask)[:, 0]`."""
+    import torch
+
+    attention = layer.attention.self
+    first = states[:, :1]
+
+    def heads(projected: torch.Tensor) -> torch.Tensor:
+        split = projected.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+        return cast("torch.Tensor", split)
+
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        heads(attention.query(first)),
+        heads(attention.key(states)),
+        heads(attention.value(states)),
+        attn_mask=mask,
+        dropout_p=attention.dropout.p if attention.training else 0.0,
+        scale=attention.scaling,
+    )
+    attended = layer.attention.output(attended.transpose(1, 2).flatten(2), first)
+    return cast("torch.Tensor", layer.feed_forward_chunk(attended)[:, 0])
+
+
+def _mean(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    if attention_mask is None:
+        return states.mean(dim=1)
+    weights = attention_mask[:, :, None].to(states.dtype)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
