@@ -1,0 +1,75 @@
+"""Everything that is measured of one model at one time, and how it is kept until the run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.embeddings import Embeddings
+
+from finetune.evaluation import FusedScores, RetrievalSet, Scores, embed_set, evaluate_fused, score_vectors
+from finetune.gate import DEV
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's scores on all sets, and on dev together with lexical search where that was asked for."""
+
+    sets: Mapping[str, Scores]
+    fused: FusedScores | None = None
+
+    def values(self, metric: str) -> dict[str, tuple[float, ...]]:
+        """One metric per question, by set: what the gate decides on."""
+        return {name: scores.by_metric[metric] for name, scores in self.sets.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, of which `from_dict` makes the same again."""
+        fused = None
+        if self.fused is not None:
+            fused = {"lexical": _plain(self.fused.lexical), "fused": _plain(self.fused.fused)}
+        return {"sets": {name: _plain(scores) for name, scores in self.sets.items()}, "fused": fused}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Measured:
+        """From `as_dict`."""
+        fused = content["fused"]
+        return cls(
+            {name: _scores(scores) for name, scores in content["sets"].items()},
+            None if fused is None else FusedScores(_scores(fused["lexical"]), _scores(fused["fused"])),
+        )
+
+
+def measure(embeddings: Embeddings, sets: Mapping[str, RetrievalSet], *, fused: bool) -> Measured:
+    """An embedder's scores on every set.
+
+    Args:
+        embeddings: what is measured.
+        sets: by name.
+        fused: measure the set `dev` through the hybrid retriever, too.
+    """
+    scores: dict[str, Scores] = {}
+    together = None
+    for name, questions in sets.items():
+        vectors = embed_set(embeddings, questions)
+        scores[name] = score_vectors(vectors, questions)
+        if fused and name == DEV:
+            together = evaluate_fused(vectors, questions)
+    return Measured(scores, together)
+
+
+def set_digest(questions: RetrievalSet) -> str:
+    """A hash of a set's questions, passages and which belong together, 16 hex digits."""
+    passages = [(passage.id, passage.title, passage.text) for passage in questions.passages]
+    content = json.dumps([questions.questions, questions.gold, passages], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _plain(scores: Scores) -> dict[str, Any]:
+    return {"by_metric": {name: list(values) for name, values in scores.by_metric.items()}, "passages": scores.passages}
+
+
+def _scores(content: Mapping[str, Any]) -> Scores:
+    return Scores({name: tuple(values) for name, values in content["by_metric"].items()}, content["passages"])
