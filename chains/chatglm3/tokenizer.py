@@ -26,8 +26,8 @@ CHAT_TEMPLATE = """\
 <|{{ 'observation' if message['role'] == 'tool' else message['role'] }}|>{{ message['metadata'] or '' }}
 {% if message['content'] or message['tools'] %} {% endif %}
 {{- message['content'] }}
-{%- if message['role'] == 'system' and message['tools'] %}
-{{ message['tools'] | tojson(indent=4) }}
+{%- if message['role'] == 'system' and message['tools'] -%}
+{{- '\\n' + (message['tools'] | tojson(indent=4)) -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt %}<|assistant|>{% endif -%}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from chains.chatglm3.prompt import ChatGLM3Tokenizer, Turn, prompt_ids
 from chains.chatglm3.settings import ConversionError
 from chains.chatglm3.tokenizer import SURFACES, read_sentencepiece, tokenizer_json, write_tokenizer
 
@@ -119,6 +120,16 @@ def test_transformers_chat_template_gives_the_golden_ids(native: Path, golden: P
     for row in plain:
         ids = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True)["input_ids"]
         assert ids == row["input_ids"]
+
+
+def test_the_chat_template_lists_tools_as_the_prompt_builder_does(native: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra [models]")
+    tools = [{"name": "查天气", "parameters": {"city": "string"}}]
+    messages = [{"role": "system", "content": "工具：", "tools": tools}, {"role": "user", "content": "?"}]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(native)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    turns = [Turn("system", "工具：", tools=tuple(tools)), Turn("user", "?")]
+    assert ids == prompt_ids(ChatGLM3Tokenizer.from_directory(native), turns)
 
 
 def test_a_file_that_is_no_sentencepiece_model_is_named(tmp_path: Path) -> None:
