@@ -79,9 +79,14 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     written = 0
     with beside(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(json_line(record))
             written += 1
     return written
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """The record as a line of a file."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _read_lines(file: BufferedReader, path: Path) -> Iterator[tuple[int, dict[str, Any] | Problem]]:

@@ -1,0 +1,77 @@
+"""What `ragproj data …` does: training data made, mined and reported; `ui.cli` names the functions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from loaders.config import apply_overrides, read_yaml
+
+
+def multi_doc_qa(arguments: argparse.Namespace) -> int:
+    """Convert Multi-Doc-QA-Chinese into rows for retriever and generator."""
+    from finetune.data.multi_doc_qa import MultiDocQAConfig, convert
+
+    config = MultiDocQAConfig.from_dict(_settings(arguments), where=_where(arguments))
+    with _stages("question") as progress:
+        report = convert(
+            [Path(path) for path in arguments.raw],
+            Path(arguments.out),
+            config,
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False))
+        return 0
+    for problem in report["bad_records"]["first"]:
+        print(f"✗ {problem}", file=sys.stderr)
+    for line in _lines(report, skip={"config", "first", "files"}):
+        print(line)
+    print(f"结果在 / results in {arguments.out}")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The plain data of the config file, if there is one, with the overrides."""
+    data = read_yaml(Path(arguments.config)) if arguments.config else {}
+    return apply_overrides(data, arguments.overrides)
+
+
+def _where(arguments: argparse.Namespace) -> str:
+    return arguments.config or "命令行 (command line)"
+
+
+@contextmanager
+def _stages(unit: str) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar that names the stage."""
+    with tqdm(unit=unit, delay=1, file=sys.stderr) as bar:
+
+        def progress(done: int, stage: str) -> None:
+            bar.set_description_str(stage, refresh=False)
+            bar.update(done - bar.n if done > bar.n else 0)
+            bar.n = done
+
+        yield progress
+
+
+def _lines(report: Mapping[str, Any], *, skip: set[str], indent: str = "") -> Iterator[str]:
+    """The report as lines for a person."""
+    for key, value in report.items():
+        if key in skip:
+            continue
+        if not isinstance(value, Mapping):
+            yield f"{indent}{key}: {value}"
+        elif any(isinstance(part, Mapping) for part in value.values()):
+            yield f"{indent}{key}:"
+            yield from _lines(value, skip=skip, indent=indent + "  ")
+        else:
+            parts = ", ".join(f"{name} {part}" for name, part in value.items() if name not in skip)
+            yield f"{indent}{key}: {parts}"
