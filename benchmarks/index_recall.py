@@ -54,9 +54,9 @@ class VectorsOnly:
         """Nothing is saved."""
         return False
 
-    def chunk_ids(self) -> Ids:
+    def snapshot(self) -> tuple[str, Ids]:
         """All."""
-        return np.arange(len(self._vectors))
+        return "1", np.arange(len(self._vectors))
 
     def vectors(self, _: int, ids: Ids) -> Iterator[tuple[Ids, Vectors]]:
         """In batches, as from the database."""

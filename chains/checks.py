@@ -11,6 +11,7 @@ import numpy as np
 
 from chains.fulltext import FullTextIndex
 from chains.knowledge_base import Ids, KnowledgeBase
+from chains.knowledge_base_integrity import integrity_problems, wrong_offsets
 from chains.vectorstores import FaissVectorStore
 
 _SAMPLE = 200  # chunks searched for by their own vector and their own words
@@ -41,7 +42,7 @@ def check(store: FaissVectorStore, fulltext: FullTextIndex) -> CheckReport:
     """
     started = time.monotonic()
     kb = store.knowledge_base
-    problems = [*kb.integrity_problems(), *_offset_problems(kb), *_vector_problems(store)]
+    problems = [*integrity_problems(kb), *_offset_problems(kb), *_vector_problems(store)]
     active = kb.chunk_ids()
     problems += _id_problems("FAISS", store.index_ids(), active)
     problems += _id_problems("tantivy", fulltext.ids(), active)
@@ -53,7 +54,7 @@ def check(store: FaissVectorStore, fulltext: FullTextIndex) -> CheckReport:
 
 
 def _offset_problems(kb: KnowledgeBase) -> Iterator[str]:
-    wrong = kb.wrong_offsets()
+    wrong = wrong_offsets(kb)
     if wrong:
         yield f"{len(wrong)} 个片段与原文不符 / chunks are not their document's text at their offsets: {wrong[:_SHOWN]}"
 

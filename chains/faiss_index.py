@@ -16,7 +16,7 @@ from pydantic import Field
 
 from chains.caches import beside, read_cache, write_cache
 from chains.embeddings import Vectors
-from chains.knowledge_base import Generation, Ids, KnowledgeBase
+from chains.knowledge_base import Changes, Generation, Ids, KnowledgeBase
 from loaders.config import Config
 
 logger = logging.getLogger(__name__)
@@ -26,11 +26,12 @@ Kind = Literal["flat", "sq8", "hnsw", "rabitq"]
 _TRAINING_VECTORS = 50_000
 _LEAST_TRAINED = 1_000
 _DEAD_AT_ONCE = 64
-_REBUILT_TO_FORGET = 200_000  # up to here no removed vector is ever saved; building so many takes ten seconds
+_COMPACTED_AT_ONCE = 5_000  # positions, up to which the files are written anew in milliseconds when one dies
+_GRAPH_REBUILT_UP_TO = 200_000  # a graph cannot give up a point, only be built without it; so many take minutes
 # Up to so many vectors a query is searched by one thread: a second one gains little, and on a busy machine the two
 # wait for each other (20 ms with one, 44 ms with two, measured under load).
 _ONE_THREAD_UP_TO = 200_000
-_DEAD_SHARE = 0.2  # of the positions, from which on the index is built anew without them
+_DEAD_SHARE = 0.2  # of the positions, from which on the next search waits until they are taken out
 _CANDIDATES = 600  # rescored by the second stage of `rabitq`; recall@10 .98 on 118k and 1M lexical vectors
 
 
@@ -63,8 +64,10 @@ class FaissConfig(Config):
 class FaissIndex:
     """Inner-product search over one generation's vectors.
 
-    Where vectors cannot be taken out of an index one by one, they stay as dead positions, which a search passes over,
-    until they are a fifth of it.
+    It follows the knowledge base at the cost of what changed. The vectors of removed chunks are found no more at once:
+    they stay as dead positions, which a search passes over and of which the state file tells. `compact` takes them out
+    of memory and file, for whoever removed something to call when the user has his answer; a small index does it when
+    it is saved, and any index before the next search when a fifth of it is dead.
     """
 
     def __init__(
@@ -79,10 +82,13 @@ class FaissIndex:
         self._revision = self._saved = ""
         self._kind: Kind = "flat"
         self._ids: Ids = np.zeros(0, np.int64)  # chunk id by position, -1 where dead
+        self._alive = 0  # positions that are not dead
+        self._whole = False  # whether it had a vector of every chunk of its revision
         self._index: Any = None
         # whether the index file is what is in memory; positions that died are told by the state file alone
         self._file_is_current = False
         self._checksum = 0
+        self._written: tuple[int, ...] = ()  # the signature of the index file that is in memory
         self._threads = os.cpu_count() or 1
         self._load()
 
@@ -100,32 +106,48 @@ class FaissIndex:
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:k]
 
     def save(self) -> None:
-        """Write the cache files where they are behind."""
-        import faiss
-
+        """Write the cache files where they are behind: after a removal the small state file, after an addition both."""
         with self._lock:
             self._refresh()
-            if self._saved == self._revision:
-                return
-            if self._index is None:  # nothing is left to find, nor to keep
-                self._file.unlink(missing_ok=True)
-                self._state.unlink(missing_ok=True)
-                self._saved = self._revision
-                return
-            if (self._ids < 0).any() and len(self._ids) <= _REBUILT_TO_FORGET:
-                self._build(self._kind, self._kb.chunk_ids())
-            try:
-                if not self._file_is_current:
-                    with beside(self._file) as temporary:
-                        faiss.write_index(self._index, str(temporary))
-                        self._checksum = _checksum(temporary)
-                    self._file_is_current = True
-                header = {"revision": self._revision, "kind": self._kind, "crc32": self._checksum}
-                write_cache(self._state, header, self._ids.tobytes())
-            except (OSError, RuntimeError) as error:  # the cache can always be made again; FAISS tells RuntimeError
-                logger.warning("cannot save %s (%s); it will be rebuilt when next opened", self._file.name, error)
-                return
+            if self._dead and len(self._ids) <= _COMPACTED_AT_ONCE:
+                self._take_out_dead()
+            self._write()
+
+    def compact(self) -> None:
+        """Take what was removed out of memory and files for good, and save; nothing to do where nothing was.
+
+        Takes a second for 100,000 vectors. A graph (`hnsw`) is built anew, up to 200,000 vectors; a bigger one keeps
+        its dead positions until they are a fifth of it.
+        """
+        with self._lock:
+            self._refresh()
+            if self._dead and (self._kind != "hnsw" or len(self._ids) <= _GRAPH_REBUILT_UP_TO):
+                self._take_out_dead()
+            self._write()
+
+    def _write(self) -> None:
+        import faiss
+
+        if self._saved == self._revision and (self._index is None or self._file_is_current):
+            return
+        if self._index is None:  # nothing is left to find, nor to keep
+            self._file.unlink(missing_ok=True)
+            self._state.unlink(missing_ok=True)
             self._saved = self._revision
+            return
+        try:
+            if not self._file_is_current or _signature(self._file) != self._written:  # another process may have saved
+                with beside(self._file) as temporary:
+                    faiss.write_index(self._index, str(temporary))
+                    self._checksum = _checksum(temporary)
+                    self._written = _signature(temporary)
+                self._file_is_current = True
+            header = {"revision": self._revision, "kind": self._kind, "crc32": self._checksum, "whole": self._whole}
+            write_cache(self._state, header, self._ids.tobytes())
+        except (OSError, RuntimeError) as error:  # the cache can always be made again; FAISS tells RuntimeError
+            logger.warning("cannot save %s (%s); it will be rebuilt when next opened", self._file.name, error)
+            return
+        self._saved = self._revision
 
     def ids(self) -> Ids:
         """Ids of the chunks it finds, ascending."""
@@ -153,6 +175,7 @@ class FaissIndex:
             logger.info("%s belongs to another state of the knowledge base; rebuilding it", self._file.name)
             return
         try:
+            self._written = _signature(self._file)
             if _checksum(self._file) != header["crc32"]:
                 logger.warning("%s is damaged or of another moment; rebuilding it", self._file.name)
                 return
@@ -161,26 +184,47 @@ class FaissIndex:
             logger.warning("%s cannot be read (%s); rebuilding it", self._file.name, error)
             return
         self._ids, self._kind = np.frombuffer(payload, np.int64).copy(), header["kind"]
-        if self._choose_kind(len(self._ids)) != self._kind:
+        self._alive, self._whole = int((self._ids >= 0).sum()), header.get("whole", False)
+        if self._choose_kind(self._alive) != self._kind:
             logger.info("%s is of another kind than the config asks for; rebuilding it", self._file.name)
             self._index = None
             return
         self._revision = self._saved = header["revision"]
         self._checksum, self._file_is_current = header["crc32"], True
 
+    @property
+    def _dead(self) -> int:
+        return len(self._ids) - self._alive
+
     def _refresh(self) -> None:
-        revision = self._kb.revision()
-        if revision == self._revision:
+        if self._kb.revision() == self._revision:
             return
-        active = self._kb.chunk_ids()
-        held = self._ids[self._ids >= 0]
-        dead = len(self._ids) - np.isin(held, active).sum()
+        known = self._kb.changes_since(self._revision) if self._index is not None and self._whole else None
+        if known is not None and self._choose_kind(self._alive + len(known.shown) - len(known.hidden)) == self._kind:
+            self._follow(known)
+        else:
+            self._compare()
+        if self._dead > _DEAD_SHARE * len(self._ids):
+            self._take_out_dead()
+
+    def _follow(self, changes: Changes) -> None:
+        """Catch up with changes, at their cost."""
+        self._whole = False  # until it is done
+        self._drop(np.isin(self._ids, changes.hidden))
+        self._whole = self._add(changes.shown) == len(changes.shown)
+        self._revision = changes.revision
+
+    def _compare(self) -> None:
+        """Catch up by comparing all ids."""
+        revision, active = self._kb.snapshot()
         kind = self._choose_kind(len(active))
-        if self._index is None or kind != self._kind or dead > _DEAD_SHARE * len(self._ids):
+        if self._index is None or kind != self._kind:
             self._build(kind, active)
         else:
-            self._drop(~np.isin(self._ids, active))
-            self._add(np.setdiff1d(active, held))
+            self._whole = False
+            self._drop(~np.isin(self._ids, active) & (self._ids >= 0))
+            self._add(np.setdiff1d(active, self._ids, assume_unique=not self._dead))
+        self._whole = self._index is not None and self._alive == len(active)
         self._revision = revision
 
     def _choose_kind(self, vectors: int) -> Kind:
@@ -201,7 +245,7 @@ class FaissIndex:
         dimensions = self._generation.dimensions
         factory = _KINDS[kind].factory.format(d=dimensions)
         logger.info("FAISS index %s for %d vectors: %s", kind, len(active), _KINDS[kind].reason)
-        self._kind, self._ids = kind, np.zeros(0, np.int64)
+        self._kind, self._ids, self._alive = kind, np.zeros(0, np.int64), 0
         self._index = None
         if not len(active):
             return
@@ -216,31 +260,47 @@ class FaissIndex:
         self._add(active)
 
     def _drop(self, gone: npt.NDArray[np.bool_]) -> None:
-        """Take positions out: really, where the index is a plain array; else they stay, dead, until the next build."""
+        """Positions die: a search passes over them."""
+        self._ids[gone] = -1
+        self._alive -= int(gone.sum())
+
+    def _take_out_dead(self) -> None:
+        """The index without its dead positions: the others move up, or a graph is built anew."""
+        if not self._alive or self._kind == "hnsw":
+            alive = np.sort(self._ids[self._ids >= 0])
+            self._build(self._kind, alive)
+            self._whole = self._whole and self._alive == len(alive) > 0
+            return
         import faiss
 
-        if not gone.any():
-            return
-        if self._kind in {"flat", "sq8"}:
-            bits = np.packbits(gone, bitorder="little")
-            self._index.remove_ids(faiss.IDSelectorBitmap(len(gone), faiss.swig_ptr(bits)))
-            self._ids = self._ids[~gone]
-            self._file_is_current = False
+        gone = self._ids < 0
+        bits = np.packbits(gone, bitorder="little")
+        selector = faiss.IDSelectorBitmap(len(gone), faiss.swig_ptr(bits))
+        self._file_is_current = False
+        if self._kind == "rabitq":  # two indexes of the same vectors, and IndexRefine itself removes nothing (1.15)
+            for part in (self._index.base_index, self._index.refine_index):
+                faiss.downcast_index(part).remove_ids(selector)
+            self._index.ntotal = self._index.base_index.ntotal
         else:
-            self._ids[gone] = -1
+            self._index.remove_ids(selector)
+        self._ids = self._ids[~gone]
 
-    def _add(self, ids: Ids) -> None:
+    def _add(self, ids: Ids) -> int:
+        """Take in the vectors of chunks; how many there were."""
+        before = self._alive
         for found, vectors in self._kb.vectors(self._generation.id, ids):
             self._index.add(vectors)
             self._file_is_current = False
             self._ids = np.concatenate([self._ids, found])
+            self._alive += len(found)
+        return self._alive - before
 
     # -- searching -----------------------------------------------------------------------------------------------
 
     def _search_alive(self, query: Vectors, k: int) -> list[tuple[int, float]]:
         total = len(self._ids)
         # a few dead ones are likely among the nearest: asked for at once, instead of a second search
-        fetch = min(k + min(int((self._ids < 0).sum()), _DEAD_AT_ONCE), total)
+        fetch = min(k + min(self._dead, _DEAD_AT_ONCE), total)
         while fetch:
             scores, positions = self._index.search(query, fetch, params=self._parameters(fetch))
             found = self._hits(scores[0], positions[0])
@@ -281,6 +341,15 @@ class FaissIndex:
             for position, score in zip(positions, scores, strict=True)
             if position >= 0 and self._ids[position] >= 0
         ]
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """What changes when another process puts its file in place."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _checksum(path: Path) -> int:

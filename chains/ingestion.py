@@ -139,6 +139,8 @@ class Ingestor:
             logger.info("stopped after %d of %d files", run.done, len(files))
         finally:
             self.save_caches()
+        if report.updated or report.removed:
+            self.compact_caches()
         progress(len(files), len(files), "")
         report.seconds = round(time.monotonic() - started, 3)
         return report
@@ -171,6 +173,11 @@ class Ingestor:
         """Bring the FAISS file and the full-text index up to date."""
         self._store.save_cache()
         self._fulltext.save_cache()
+
+    def compact_caches(self) -> None:
+        """Take what was removed out of the caches' files for good: seconds, for when nobody waits."""
+        self._store.compact_cache()
+        self._fulltext.compact()
 
     def _ingest_reporting(self, path: Path, report: IngestReport, run: _Run) -> None:
         try:

@@ -17,7 +17,7 @@ import json
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,18 +29,19 @@ from langchain_core.documents import Document
 
 from chains import schema
 from chains.embeddings import Vectors
-from loaders.errors import RagProjError, UsageError
+from chains.knowledge_base_filters import MetadataFilter, allowed_values, holds, matches
+from loaders.errors import RagProjError
 from loaders.splitters import embedding_text
 
 if TYPE_CHECKING:
     from chains.knowledge_base_writer import Writer
 
 Ids = npt.NDArray[np.int64]
-MetadataFilter = Mapping[str, Any] | Callable[[Mapping[str, Any]], bool]
 
 _LOCKS = 64  # for all sources together: a lock file each would never go away
 _BATCH = 500  # ids in one IN (...) list, well below SQLite's limit
 _VECTOR_BATCH = 4096
+_FOLLOWED = 200_000  # ids in a list of changes; to compare everything is no dearer than a longer one
 
 # A condition on `chunks`: not of contents that only sources in the making hold. In the statement itself, so that it
 # speaks of the same moment; mostly nothing is in the making, and the first half is all that is looked at.
@@ -73,6 +74,15 @@ class Generation:
     probe: Vectors
     embedder: dict[str, Any] | None = None
     """the embedder's section of the config; None for one passed from Python"""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Chunks that readers see since an older revision, and those they see no more; ascending, int64."""
+
+    revision: str
+    shown: Ids
+    hidden: Ids
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,42 @@ class KnowledgeBase:
         """Whether a cache made at this token is an ancestor that can be caught up; else it belongs to another file."""
         return self._row("SELECT 1 FROM revisions WHERE token = ?", token) is not None
 
+    def changes_since(self, token: str) -> Changes | None:
+        """What became of the chunks since a revision, to follow it at the cost of the change.
+
+        None where that is not known (the revision is too old or of another file, or the change was a very big one):
+        then `snapshot` has to be compared.
+        """
+        rows = self._rows(
+            "SELECT token, shown, hidden FROM revisions"
+            " WHERE id >= (SELECT id FROM revisions WHERE token = ?) ORDER BY id",
+            token,
+        )
+        if not rows or any(shown is None or hidden is None for _, shown, hidden in rows[1:]):
+            return None
+        if sum(count_of_runs(blob) for _, *blobs in rows[1:] for blob in blobs) > _FOLLOWED:
+            return None
+        shown, hidden = set[int](), set[int]()
+        with decoding(self.path):
+            for _, *blobs in rows[1:]:
+                appeared, disappeared = (set(from_runs(blob).tolist()) for blob in blobs)
+                # what came and went in between was never there, and the other way round
+                hidden, shown = hidden | disappeared - shown, shown - disappeared
+                hidden, shown = hidden - appeared, shown | appeared - hidden
+        return Changes(rows[-1][0], *(np.array(sorted(ids), np.int64) for ids in (shown, hidden)))
+
+    def snapshot(self) -> tuple[str, Ids]:
+        """(revision, ids of its active chunks, ascending int64 (n,)), both of the same moment."""
+        # one string instead of a tuple an id is several times faster; one statement sees one moment
+        row = self._row(
+            "SELECT (SELECT token FROM revisions ORDER BY id DESC LIMIT 1),"
+            f" (SELECT group_concat(id) FROM chunks WHERE {_VISIBLE})"
+        )
+        assert row is not None
+        listed = row[1] or ""
+        ids = np.fromstring(listed, np.int64, sep=",") if listed else np.zeros(0, np.int64)
+        return row[0] or "", np.sort(ids)
+
     def generation(self) -> Generation | None:
         """The generation that answers, None before anything was embedded."""
         return self._chosen("generation")
@@ -233,10 +279,7 @@ class KnowledgeBase:
 
     def chunk_ids(self) -> Ids:
         """Ids of all active chunks, ascending, int64 (n,)."""
-        # one string instead of a tuple an id: several times faster, and every change makes two caches ask
-        row = self._row(f"SELECT group_concat(id) FROM chunks WHERE {_VISIBLE}")
-        listed = "" if row is None or row[0] is None else row[0]
-        return np.sort(np.fromstring(listed, np.int64, sep=",") if listed else np.zeros(0, np.int64))
+        return self.snapshot()[1]
 
     def chunk_ids_of(self, source: str) -> Ids:
         """Ids of one source's active chunks, ascending; empty where the source is not known."""
@@ -348,59 +391,6 @@ class KnowledgeBase:
         )
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
-    def integrity_problems(self) -> list[str]:
-        """What SQLite's own check finds, and rows that belong to nothing; empty when all is well."""
-        found = [str(row[0]) for row in self._rows("PRAGMA integrity_check(20)") if row[0] != "ok"]
-        for child, column, parent in (
-            ("documents", "source_id", "sources"),
-            ("documents", "content_id", "contents"),
-            ("chunks", "content_id", "contents"),
-        ):
-            count = self._number(f"SELECT COUNT(*) FROM {child} WHERE {column} NOT IN (SELECT id FROM {parent})")
-            if count:
-                found.append(f"{count} {child} without their {parent}")
-        empty = self._number(
-            "SELECT COUNT(*) FROM sources WHERE active = 1 AND id NOT IN (SELECT source_id FROM documents)"
-        )
-        if empty:
-            found.append(f"{empty} sources without a document")
-        unused = self._number("SELECT COUNT(*) FROM contents WHERE id NOT IN (SELECT content_id FROM documents)")
-        if unused:
-            found.append(f"{unused} contents without a document")
-        found += self._wrong_values()
-        chunk = f"key & {(1 << schema.GENERATION_SHIFT) - 1}"
-        loose = self._number(f"SELECT COUNT(*) FROM vectors WHERE {chunk} NOT IN (SELECT id FROM chunks)")
-        if loose:
-            found.append(f"{loose} vectors without a chunk")
-        return found
-
-    def _wrong_values(self) -> list[str]:
-        """Rows whose values are not of the kind that is written."""
-        length = f"SELECT 2 * dimensions FROM generations WHERE id = key >> {schema.GENERATION_SHIFT}"
-        checks = {
-            "vectors of another length": f"vectors WHERE length(vector) IS NOT ({length})",
-            "documents with metadata that is not JSON": "documents WHERE NOT json_valid(metadata)",
-            "chunks with metadata that is not JSON": "chunks WHERE NOT json_valid(metadata)",
-            "chunks with offsets that are not numbers": (
-                "chunks WHERE typeof(start) <> 'integer' OR typeof(end) <> 'integer' OR typeof(text) <> 'text'"
-            ),
-        }
-        counts = {what: self._number(f"SELECT COUNT(*) FROM {where}") for what, where in checks.items()}
-        return [f"{count} {what}" for what, count in counts.items() if count]
-
-    def wrong_offsets(self) -> list[int]:
-        """Ids of chunks that are not their content's text at their offsets."""
-        wrong: list[int] = []
-        for (content,) in self._rows("SELECT id FROM contents ORDER BY id"):
-            rows = self._rows(
-                "SELECT t.text, c.id, c.start, c.end, c.text FROM contents t JOIN chunks c ON c.content_id = t.id"
-                " WHERE t.id = ?",
-                content,
-            )
-            with decoding(self.path):
-                wrong += [chunk for text, chunk, start, end, part in rows if text[start:end] != part]
-        return wrong
-
     def matching_ids(self, condition: MetadataFilter) -> Ids:
         """Ids of the active chunks whose metadata, under any of their documents, matches; ascending.
 
@@ -408,8 +398,8 @@ class KnowledgeBase:
         """
         where, parameters = "", []
         for key, value in {} if callable(condition) else condition.items():
-            values = _allowed(key, value)
-            where += f" AND ({_holds('d.metadata', values)} OR {_holds('c.metadata', values)})"
+            values = allowed_values(key, value)
+            where += f" AND ({holds('d.metadata', values)} OR {holds('c.metadata', values)})"
             parameters += [key, *values, key, *values]
         rows = self._rows(
             "SELECT c.id, d.metadata, c.metadata FROM chunks c JOIN documents d ON d.content_id = c.content_id"
@@ -574,6 +564,28 @@ def from_blob(blob: bytes) -> Vectors:
     return np.frombuffer(blob, np.float16).astype(np.float32)
 
 
+def to_runs(ids: Iterable[int]) -> bytes:
+    """Ids as the runs of consecutive ones they consist of, which chunks of one source mostly are: a blob."""
+    ordered = np.unique(np.fromiter(ids, np.int64))
+    if not len(ordered):
+        return b""
+    ends = np.flatnonzero(np.diff(ordered) > 1)
+    firsts, lasts = ordered[np.r_[0, ends + 1]], ordered[np.r_[ends, len(ordered) - 1]]
+    return np.stack([firsts, lasts], axis=1).tobytes()
+
+
+def from_runs(blob: bytes) -> Ids:
+    """The ids of a blob that `to_runs` made, ascending."""
+    runs = np.frombuffer(blob, np.int64).reshape(-1, 2)
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(first, last + 1) for first, last in runs)])
+
+
+def count_of_runs(blob: bytes) -> int:
+    """How many ids a blob that `to_runs` made stands for."""
+    runs = np.frombuffer(blob, np.int64).reshape(-1, 2)
+    return int((runs[:, 1] - runs[:, 0] + 1).sum())
+
+
 def batches(values: list[Any]) -> Iterator[list[Any]]:
     """The values in lists short enough for one statement."""
     for start in range(0, len(values), _BATCH):
@@ -596,36 +608,3 @@ def _with_duplicates(same: list[StoredChunk], condition: MetadataFilter | None) 
     others = tuple({**chunk.metadata, "source": chunk.source} for i, chunk in enumerate(same) if i != first)
     chunk = same[first]
     return StoredChunk(**{**vars(chunk), "duplicates": others}) if others else chunk
-
-
-def matches(metadata: Mapping[str, Any], condition: MetadataFilter) -> bool:
-    """Whether metadata matches a filter, as `KnowledgeBase.matching_ids` reads it."""
-    if callable(condition):
-        return bool(condition(metadata))
-    for key, value in condition.items():
-        held = metadata.get(key)
-        values = held if isinstance(held, list) else [held]
-        if key not in metadata or not set(_allowed(key, value)) & {
-            v for v in values if isinstance(v, str | int | float)
-        }:
-            return False
-    return True
-
-
-def _holds(column: str, values: list[Any]) -> str:
-    return (
-        f"EXISTS (SELECT 1 FROM json_each({column}) field,"
-        " json_each(CASE field.type WHEN 'array' THEN field.value ELSE json_array(field.value) END) entry"
-        f" WHERE field.key = ? AND entry.value IN ({marks(values)}))"
-    )
-
-
-def _allowed(key: str, value: object) -> list[str | int | float]:
-    values = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
-    usable = [entry for entry in values if isinstance(entry, str | int | float)]
-    if len(usable) < len(values):
-        raise UsageError(
-            f"过滤条件 {key} 的值应为字符串、数字或布尔值，实际是 {value!r}",
-            f"the value of filter {key} must be a string, number or boolean, got {value!r}",
-        )
-    return usable

@@ -13,7 +13,7 @@ import json
 import math
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,15 @@ from chains.knowledge_base import (
     SourceState,
     batches,
     marks,
+    to_runs,
     translated,
     vector_key,
 )
 
 _REVISIONS_KEPT = 1000  # a cache further behind is rebuilt
+# Contents of the sources that a change touches, up to which it is written down which chunks it showed and hid. Beyond,
+# to compare all chunks with a cache is little beside the change itself.
+_FOLLOWED_CONTENTS = 20_000
 
 Run = Callable[..., sqlite3.Cursor]
 
@@ -120,11 +124,12 @@ class Writer:
         with self._transaction() as run:
             _require_generation(run, generation)
             name = self._require_staged(run, source_id)
-            replaced = run("SELECT id FROM sources WHERE source = ? AND id <> ?", (name, source_id)).fetchall()
-            for (old,) in replaced:
-                _drop_source(run, old)
-            run("UPDATE sources SET active = 1 WHERE id = ?", (source_id,))
-            _bump(run)
+            rows = run("SELECT id FROM sources WHERE source = ? AND id <> ?", (name, source_id)).fetchall()
+            replaced = [row[0] for row in rows]
+            with _revision(run, [source_id, *replaced]):
+                for old in replaced:
+                    _drop_source(run, old)
+                run("UPDATE sources SET active = 1 WHERE id = ?", (source_id,))
         if replaced:
             self.give_back_space()
 
@@ -147,14 +152,16 @@ class Writer:
 
         The space goes back to the file system.
         """
-        removed = 0
         with self._transaction() as run:
-            for source in sources:
-                for source_id, active in run("SELECT id, active FROM sources WHERE source = ?", (source,)).fetchall():
-                    _drop_source(run, source_id)
-                    removed += active
-            if removed:
-                _bump(run)
+            rows = [
+                row
+                for source in dict.fromkeys(sources)
+                for row in run("SELECT id, active FROM sources WHERE source = ?", (source,)).fetchall()
+            ]
+            removed = sum(active for _, active in rows)
+            with _revision(run, [number for number, _ in rows]) if removed else contextlib.nullcontext():
+                for number, _ in rows:
+                    _drop_source(run, number)
         if removed:
             self.give_back_space()
         return removed
@@ -180,25 +187,25 @@ class Writer:
         keys = [chunk.key for entries in documents.values() for entry in entries for chunk in entry.chunks]
         with self._transaction() as run:
             _require_generation(run, generation)
-            _drop_chunks(run, keys)
-            row = 0
+            hidden = _drop_chunks(run, keys)
+            shown: list[int] = []
             for source, entries in documents.items():
                 source_id = _source_id(run, source)
                 for entry in entries:
                     ids = _insert(run, source_id, entry)
-                    _insert_vectors(run, generation, ids, vectors[row : row + len(ids)])
-                    row += len(ids)
-            _bump(run)
+                    _insert_vectors(run, generation, ids, vectors[len(shown) : len(shown) + len(ids)])
+                    shown += ids
+            _bump(run, shown, hidden)
 
     def remove_chunks(self, keys: Sequence[str]) -> int:
         """Remove visible chunks by public id, and documents and sources left without any; how many were there."""
         with self._transaction() as run:
-            removed = _drop_chunks(run, keys)
-            if removed:
-                _bump(run)
-        if removed:
+            hidden = _drop_chunks(run, keys)
+            if hidden:
+                _bump(run, (), hidden)
+        if hidden:
             self.give_back_space()
-        return removed
+        return len(hidden)
 
     # -- generations ---------------------------------------------------------------------------------------------
 
@@ -251,7 +258,7 @@ class Writer:
                 )
             run("INSERT OR REPLACE INTO meta SELECT 'previous_generation', value FROM meta WHERE key = 'generation'")
             _set_generation(run, generation)
-            _bump(run)
+            _bump(run, None, None)  # an index of this generation may lack what came while it was being made
 
     def drop_generation(self, generation: int) -> None:
         """Remove a generation's vectors.
@@ -387,9 +394,9 @@ def _drop_unused_contents(run: Run, contents: list[int]) -> None:
     run(f"DELETE FROM contents WHERE id IN ({listed})", unused)
 
 
-def _drop_chunks(run: Run, keys: Sequence[str]) -> int:
-    """Remove chunks that readers see, and what is left without any: their contents, documents and sources."""
-    removed = 0
+def _drop_chunks(run: Run, keys: Sequence[str]) -> list[int]:
+    """Ids of the chunks removed: those that readers see. Contents and sources left without any go with them."""
+    removed: list[int] = []
     for part in batches(list(keys)):
         rows = run(
             f"SELECT c.id, c.content_id FROM chunks c WHERE c.key IN ({marks(part)}) AND EXISTS (SELECT 1"
@@ -405,7 +412,7 @@ def _drop_chunks(run: Run, keys: Sequence[str]) -> int:
                 _drop_content(run, content)
             else:  # no longer the whole content: later copies are stored anew
                 run("UPDATE contents SET hash = 'partial:' || id WHERE id = ?", (content,))
-        removed += len(rows)
+        removed += [chunk for chunk, _ in rows]
     return removed
 
 
@@ -450,9 +457,52 @@ def _set_generation(run: Run, generation: int) -> None:
     run("INSERT OR REPLACE INTO meta VALUES ('generation', ?)", (str(generation),))
 
 
-def _bump(run: Run) -> None:
+@contextlib.contextmanager
+def _revision(run: Run, sources: Sequence[int]) -> Iterator[None]:
+    """A new revision that tells which chunks of these sources appear and disappear by what is done inside."""
+    contents = _contents_of(run, sources)
+    before = None if contents is None else _visible_chunks(run, contents)
+    yield
+    if contents is None or before is None:
+        _bump(run, None, None)
+    else:
+        after = _visible_chunks(run, contents)
+        _bump(run, after - before, before - after)
+
+
+def _contents_of(run: Run, sources: Sequence[int]) -> list[int] | None:
+    """Ids of the contents of sources; None where they are too many to be followed."""
+    found: set[int] = set()
+    for source in sources:
+        rows = run(
+            "SELECT DISTINCT content_id FROM documents WHERE source_id = ? LIMIT ?", (source, _FOLLOWED_CONTENTS + 1)
+        )
+        found.update(row[0] for row in rows)
+        if len(found) > _FOLLOWED_CONTENTS:
+            return None
+    return sorted(found)
+
+
+def _visible_chunks(run: Run, contents: list[int]) -> set[int]:
+    """Ids of the chunks of contents that readers see."""
+    return {
+        row[0]
+        for part in batches(contents)
+        for row in run(
+            f"SELECT c.id FROM chunks c WHERE c.content_id IN ({marks(part)}) AND EXISTS (SELECT 1 FROM documents d"
+            " JOIN sources s ON s.id = d.source_id WHERE s.active = 1 AND d.content_id = c.content_id)",
+            part,
+        )
+    }
+
+
+def _bump(run: Run, shown: Collection[int] | None, hidden: Collection[int] | None) -> None:
+    """A new revision: chunks that appear and disappear with it; None where caches have to look at everything."""
     # random, not a number: a restored backup counts the same numbers again for other contents
-    run("INSERT INTO revisions (token) VALUES (?)", (uuid.uuid4().hex,))
+    run(
+        "INSERT INTO revisions (token, shown, hidden) VALUES (?, ?, ?)",
+        (uuid.uuid4().hex, *(None if ids is None else to_runs(ids) for ids in (shown, hidden))),
+    )
     run("DELETE FROM revisions WHERE id <= (SELECT MAX(id) FROM revisions) - ?", (_REVISIONS_KEPT,))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x52414750  # "RAGP"
 
 # vectors.key is generation << 40 | chunk id: a rowid table keeps a vector within its page, a composite key would not.
@@ -16,7 +16,7 @@ OLD_FILES = ("faiss.index", "write.lock")
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE revisions (id INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL);
+CREATE TABLE revisions (id INTEGER PRIMARY KEY AUTOINCREMENT, token TEXT NOT NULL, shown BLOB, hidden BLOB);
 CREATE TABLE generations (
     id INTEGER PRIMARY KEY AUTOINCREMENT, fingerprint TEXT NOT NULL, dimensions INTEGER NOT NULL, probe BLOB NOT NULL,
     created TEXT NOT NULL, embedder TEXT
@@ -27,6 +27,7 @@ CREATE TABLE sources (
 );
 CREATE UNIQUE INDEX sources_active ON sources (source) WHERE active = 1;
 CREATE INDEX sources_name ON sources (source);
+CREATE INDEX sources_staged ON sources (active) WHERE active = 0;
 CREATE TABLE contents (
     id INTEGER PRIMARY KEY AUTOINCREMENT, hash TEXT NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL
 );
@@ -81,6 +82,13 @@ DROP TABLE documents_1;
 DELETE FROM sqlite_sequence WHERE name = 'chunks';
 INSERT INTO sqlite_sequence SELECT 'chunks', seq FROM sqlite_sequence WHERE name = 'chunks_1';
 DROP TABLE chunks_1;
+""",
+    # Version 2 kept no list of the chunks that a revision showed and hid; NULL says so. Every query asked all sources
+    # whether one is in the making.
+    2: """
+ALTER TABLE revisions ADD COLUMN shown BLOB;
+ALTER TABLE revisions ADD COLUMN hidden BLOB;
+CREATE INDEX sources_staged ON sources (active) WHERE active = 0;
 """,
 }
 

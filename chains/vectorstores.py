@@ -17,7 +17,8 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from chains.embeddings import PROBE, Vectors, embed_documents, embed_query, fingerprint
 from chains.faiss_index import FaissConfig, FaissIndex
-from chains.knowledge_base import FingerprintError, Generation, Ids, KnowledgeBase, MetadataFilter
+from chains.knowledge_base import FingerprintError, Generation, Ids, KnowledgeBase
+from chains.knowledge_base_filters import MetadataFilter
 from chains.knowledge_base_writer import NewChunk, NewDocument, content_hash
 from loaders.errors import RagProjError
 from loaders.splitters import embedding_text
@@ -224,6 +225,12 @@ class FaissVectorStore(VectorStore):
         index = self._open_index()
         if index is not None:
             index.save()
+
+    def compact_cache(self) -> None:
+        """Take removed vectors out of the FAISS file for good; may take a second, so call it when nobody waits."""
+        index = self._open_index()
+        if index is not None:
+            index.compact()
 
     def _documents(self, hits: list[tuple[int, float]]) -> list[tuple[Document, float]]:
         chunks = self.knowledge_base.chunks(i for i, _ in hits)

@@ -75,6 +75,7 @@ class RagService:
         self._loop = EventLoopThread()
         self._lock = threading.Lock()
         self._change = EmbedderChange()
+        self._compacting: list[threading.Thread] = []
         store = open_vectorstore(config, embeddings, create=create)
         self.knowledge_base = store.knowledge_base
         self.fulltext = FullTextIndex(self.knowledge_base)
@@ -91,6 +92,8 @@ class RagService:
         """Close the database and end what still runs."""
         self._change.stop()
         self._change.wait(_CLOSING_WAIT_S)
+        for thread in self._compacting:
+            thread.join()
         self._loop.close()
         self.knowledge_base.close()
 
@@ -185,12 +188,20 @@ class RagService:
         return state is not None and (state.size, state.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
     def remove(self, sources: Sequence[str]) -> int:
-        """Remove documents, uploaded copies with them; how many were there. Files elsewhere are not touched."""
+        """Remove documents, uploaded copies with them; how many were there. Files elsewhere are not touched.
+
+        They are in no answer when this returns. What big indexes still hold of them leaves the disk a little later.
+        """
         removed = self.knowledge_base.writer().remove_sources(sources)
         for source in sources:
             if Path(source).parent == self._files:
                 Path(source).unlink(missing_ok=True)
-        self.ingestor().save_caches()
+        ingestor = self.ingestor()
+        ingestor.save_caches()
+        self._compacting = [thread for thread in self._compacting if thread.is_alive()]
+        # no daemon: the command line, which does not close the service, ends when this is done
+        self._compacting.append(threading.Thread(target=ingestor.compact_caches, name="ragproj-compact"))
+        self._compacting[-1].start()
         return removed
 
     def passage(self, citation: dict[str, Any]) -> Passage:

@@ -265,23 +265,84 @@ def test_no_posting_of_a_removed_document_is_left_on_disk(kb: KnowledgeBase) -> 
     assert found(index, "合同") == []
 
 
-def test_a_big_index_is_written_anew_when_a_share_of_it_is_removed(
-    kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fulltext, "_SOON_REBUILT", 0)
+@pytest.fixture
+def as_if_big(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes from which on nothing is written anew just because it is small."""
+    monkeypatch.setattr(fulltext, "_REWRITTEN_AT_ONCE", 0)
+    monkeypatch.setattr(fulltext, "_COMPACTED_UP_TO", 0)
+
+
+@pytest.mark.usefixtures("as_if_big")
+def test_a_question_waits_only_until_what_was_removed_is_marked(kb: KnowledgeBase) -> None:
     add(kb, "stays", *["合同"] * 85)
     add(kb, "few", *["仲裁"] * 5)
-    add(kb, "many", *["工资"] * 10)
+    add(kb, "many", *["工资"] * 60)
     index = FullTextIndex(kb)
     index.save_cache()
     before = folders(kb)
-    remove(kb, "few")  # 5 of 100: marked only
+    remove(kb, "few")
     assert found(index, "仲裁") == []
-    assert (folders(kb), documents_on_disk(kb)) == (before, (100, 5))
-    remove(kb, "many")  # 10 of the 95 left: more than a tenth
+    assert (folders(kb), documents_on_disk(kb)) == (before, (150, 5))
+    index.compact()  # 5 of 150: less than a tenth
+    assert (folders(kb), documents_on_disk(kb)) == (before, (150, 5))
+    remove(kb, "many")  # 65 of 150: much, but not half of it
     assert found(index, "工资") == []
+    assert (folders(kb), documents_on_disk(kb)) == (before, (150, 65))
+    index.compact()
     assert folders(kb) != before
     assert documents_on_disk(kb) == (85, 0)
+    assert len(found(index, "合同", 99)) == len(found(FullTextIndex(kb), "合同", 99)) == 85
+
+
+@pytest.mark.usefixtures("as_if_big")
+def test_an_index_of_which_more_than_half_is_dead_is_written_anew_by_any_question(kb: KnowledgeBase) -> None:
+    add(kb, "stays", *["合同"] * 9)
+    add(kb, "goes", *["工资"] * 10)
+    index = FullTextIndex(kb)
+    index.save_cache()
+    remove(kb, "goes")
+    assert found(index, "工资") == []
+    assert documents_on_disk(kb) == (9, 0)
+
+
+def test_compacting_drops_the_postings_of_a_small_removal_too(
+    kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fulltext, "_REWRITTEN_AT_ONCE", 0)
+    add(kb, "a", "绝密")
+    add(kb, "b", *["买卖合同"] * 50)
+    index = FullTextIndex(kb)
+    index.save_cache()
+    remove(kb, "a")
+    index.save_cache()
+    assert documents_on_disk(kb) == (51, 1)
+    index.compact()
+    assert documents_on_disk(kb) == (50, 0)
+    assert len(found(index, "合同", 99)) == 50
+    before = folders(kb)
+    index.compact()  # nothing to do
+    assert folders(kb) == before
+
+
+def test_it_follows_what_changed_without_looking_at_the_rest(
+    kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = add(kb, "a", *["劳动合同"] * 50)
+    add(kb, "b", "仲裁")
+    index = FullTextIndex(kb)
+    index.save_cache()
+
+    def refuse(_: KnowledgeBase) -> None:
+        raise AssertionError("all chunks were listed")
+
+    monkeypatch.setattr(KnowledgeBase, "snapshot", refuse)
+    monkeypatch.setattr(fulltext, "_REWRITTEN_AT_ONCE", 0)
+    added = add(kb, "c", "买卖合同", "工资")
+    remove(kb, "b")
+    for each in (index, FullTextIndex(kb)):  # the one that is open, and one opened later
+        assert sorted(found(each, "合同", 99)) == [*first, added[0]]
+        assert found(each, "仲裁") == []
+        assert each.ids().tolist() == [*first, *added]
 
 
 def test_the_ids_it_tells_are_those_it_finds(kb: KnowledgeBase) -> None:
@@ -431,7 +492,8 @@ def test_an_index_whose_writer_was_killed_is_rebuilt(kb: KnowledgeBase, moment: 
         if {moment!r} == "documents are added":
             module.index_terms = killed
         elif {moment!r} == "committed":
-            module._checksums = lambda path, known=module._checksums: known(path) if not kb.done else killed()
+            known = FullTextIndex._checksums
+            FullTextIndex._checksums = lambda self, folder: known(self, folder) if not kb.done else killed()
             kb.done = False
             texts = kb.index_texts
             def index_texts(ids):

@@ -24,6 +24,7 @@ from chains import ingestion
 from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor, IngestReport
 from chains.knowledge_base import FingerprintError, KnowledgeBase
+from chains.knowledge_base_integrity import integrity_problems, wrong_offsets
 from chains.lexical_embeddings import LexicalEmbeddings
 from chains.retrievers import DenseRetriever
 from chains.vectorstores import FaissVectorStore, identify
@@ -834,7 +835,7 @@ def test_a_killed_ingest_goes_on_in_the_middle_of_a_document_and_embeds_nothing_
     with KnowledgeBase(tmp_path / "kb") as kb:
         assert kb.chunk_count() == len(embedded)
         assert kb.without_vector(1).tolist() == []
-        assert (kb.integrity_problems(), kb.wrong_offsets()) == ([], [])
+        assert (integrity_problems(kb), wrong_offsets(kb)) == ([], [])
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["the same file", "different files"])
@@ -860,7 +861,7 @@ def test_two_processes_ingest_big_files_at_once(tmp_path: Path, same: bool) -> N
         assert kb.source_names() == sorted({str(docs / target) for target in targets})
         assert [(info.documents, info.chunks) for info in kb.sources()] == [(150, 150)] * len(set(targets))
         assert len(FullTextIndex(kb).search("规定", 1000)) == kb.chunk_count() == 150 * len(set(targets))
-        assert (kb.integrity_problems(), kb.wrong_offsets()) == ([], [])
+        assert (integrity_problems(kb), wrong_offsets(kb)) == ([], [])
 
 
 # -- sync ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from chains.embeddings import Vectors
-from chains.knowledge_base import KnowledgeBase, KnowledgeBaseError, SourceState, matches
+from chains.knowledge_base import KnowledgeBase, KnowledgeBaseError, SourceState
+from chains.knowledge_base_filters import matches
+from chains.knowledge_base_integrity import integrity_problems, wrong_offsets
 from chains.knowledge_base_writer import NewChunk, NewDocument, content_hash
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -520,7 +522,7 @@ def test_a_source_begun_while_a_reader_reads_is_not_seen(
 def test_an_intact_knowledge_base_has_no_problems(kb: KnowledgeBase) -> None:
     store(kb, "a", entry("a", "甲", "乙"), shared("a"))
     stage(kb, "b", shared("b"))
-    assert (kb.integrity_problems(), kb.wrong_offsets()) == ([], [])
+    assert (integrity_problems(kb), wrong_offsets(kb)) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -537,13 +539,13 @@ def test_rows_that_hang_in_the_air_are_problems(kb: KnowledgeBase, harm: str) ->
     with sqlite3.connect(kb.path / "kb.sqlite") as connection:
         connection.execute(harm)
     connection.close()
-    assert kb.integrity_problems() != []
+    assert integrity_problems(kb) != []
 
 
 def test_a_chunk_that_is_not_at_its_offsets_is_found(kb: KnowledgeBase) -> None:
     store(kb, "a", entry("a", "😀甲", "乙丙"))  # offsets are in characters, not in bytes or UTF-16
-    assert kb.wrong_offsets() == []
+    assert wrong_offsets(kb) == []
     with sqlite3.connect(kb.path / "kb.sqlite") as connection:
         connection.execute("UPDATE chunks SET start = start + 1 WHERE key = 'a-1'")
     connection.close()
-    assert kb.wrong_offsets() == [kb.chunks_by_key(["a-1"])["a-1"].id]
+    assert wrong_offsets(kb) == [kb.chunks_by_key(["a-1"])["a-1"].id]

@@ -19,6 +19,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from chains import knowledge_base_writer
 from chains.embeddings import Vectors
 from chains.knowledge_base import KnowledgeBase, KnowledgeBaseError, SourceState
+from chains.knowledge_base_integrity import integrity_problems
 from chains.knowledge_base_writer import GenerationChangedError, NewChunk, NewDocument, content_hash
 from chains.vectorstores import UNNAMED_SOURCE, FaissVectorStore
 
@@ -336,7 +337,7 @@ def test_old_revisions_are_forgotten(kb: KnowledgeBase, monkeypatch: pytest.Monk
     writer = kb.writer()
     for _ in range(5):
         with writer._transaction() as run:
-            knowledge_base_writer._bump(run)
+            knowledge_base_writer._bump(run, (), ())
         first = first or kb.revision()
     assert not kb.knows_revision(first)
     assert kb.knows_revision(kb.revision())
@@ -600,7 +601,7 @@ def test_killed_while_generations_change_one_of_them_answers_whole(kb: Knowledge
     assert answering is not None
     assert answering.id == (2 if moment == "dropping" else 1)
     assert len(stored(kb, answering.id)) == 2
-    assert kb.integrity_problems() == []
+    assert integrity_problems(kb) == []
 
 
 # -- threads and processes -------------------------------------------------------------------------------------------
@@ -672,7 +673,7 @@ KILLED = """
     if sys.argv[2] == "before activate":
         os.kill(os.getpid(), signal.SIGKILL)
     if sys.argv[2] == "inside activate":
-        chains.knowledge_base_writer._bump = lambda run: os.kill(os.getpid(), signal.SIGKILL)
+        chains.knowledge_base_writer._bump = lambda run, *_: os.kill(os.getpid(), signal.SIGKILL)
     writer.activate(source, 1)
 """
 # json.dumps of this value ends the process: between the statements of one transaction

@@ -265,6 +265,35 @@ def test_vectors_do_not_stay_behind_in_the_index_file_of_version_1(old: Path) ->
     assert not (old / "faiss.index").exists()
 
 
+# What version 2 had where version 3 is different, frozen: from chains/schema.py at commit 061733a. Never to be changed.
+TO_VERSION_2 = """
+DROP INDEX sources_staged;
+ALTER TABLE revisions DROP COLUMN shown;
+ALTER TABLE revisions DROP COLUMN hidden;
+PRAGMA user_version = 2;
+"""
+
+
+def test_a_version_2_knowledge_base_keeps_everything_and_lists_its_changes_from_then_on(
+    old: Path, tmp_path: Path
+) -> None:
+    KnowledgeBase(old).close()
+    with sqlite3.connect(old / "kb.sqlite") as connection:
+        connection.executescript(TO_VERSION_2)
+    connection.close()
+    check_migrated(old)
+    KnowledgeBase(tmp_path / "new", create=True).close()
+    assert layout(old) == layout(tmp_path / "new")
+    assert pragma(old, "user_version") == schema.SCHEMA_VERSION
+    with KnowledgeBase(old) as kb:
+        token = kb.revision()
+        assert kb.changes_since("token-1") is None  # version 2 did not write down what token-2 changed
+        new = add_one(kb)
+        changes = kb.changes_since(token)
+        assert changes is not None
+        assert (changes.shown.tolist(), changes.hidden.tolist()) == ([new], [])
+
+
 KILLED = """
 import os, signal, sys
 from chains import schema
