@@ -177,7 +177,7 @@ def reference_losses(model: Path, target: Path, rows: list[RetrievalRow], settin
             torch.nn.utils.clip_grad_norm_(theirs.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     if rank == 0:
         target.mkdir(parents=True, exist_ok=True)
         (target / "reference.json").write_text(json.dumps(losses), encoding="utf-8")
