@@ -289,7 +289,8 @@ class _Converter:
         self._limit = config.max_tokens or max_tokens(embeddings) or _BERT_TOKENS
         self._counted_by = "estimate" if max_tokens(embeddings) is None else fingerprint(embeddings)
         count = token_counter(embeddings)
-        self._lengths = {name: Lengths(count, self._limit) for name in ("question", "passage", "answer", "references")}
+        limits = {"question": self._limit, "passage": self._limit, "answer": None, "references": None}
+        self._lengths = {name: Lengths(count, limit) for name, limit in limits.items()}
 
     def rows(self, sample: Sample) -> tuple[dict[str, Any], bool]:
         """(both rows of a question and what the dev files need, whether it is of the dev side)."""
