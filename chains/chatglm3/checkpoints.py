@@ -122,7 +122,7 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length < 100_000_000 else None
+            header: Any = json.loads(file.read(length)) if length < _LARGEST_HEADER else None
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         complete = path.stat().st_size == 8 + length + end
@@ -135,6 +135,7 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
+_LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 # safetensors' names of the types a checkpoint may have
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "U8": "uint8"}
 

@@ -107,8 +107,8 @@ def convert_chatglm3(
 def _run(direction: _Direction, target: Path, progress: Progress | None) -> ConversionReport:
     identity = {"kind": direction.kind, "source_files": _identity(direction.checkpoint)}
     already = _claim(target, identity)
-    names = set(itertools.chain.from_iterable(direction.outputs.values())) - set(DROPPED)
-    parameters = sum(math.prod(direction.shape(name)) for name in names)
+    written = set(itertools.chain.from_iterable(direction.outputs.values())) - set(DROPPED)
+    parameters = sum(math.prod(direction.shape(name)) for name in written)
     report = ConversionReport(target, direction.tensors, parameters, len(direction.outputs), already)
     if already:
         logger.info("%s is converted already", target)

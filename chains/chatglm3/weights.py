@@ -40,7 +40,7 @@ _NATIVE_LAYER = "model.layers.{}."
 
 def name_map(layers: int) -> dict[str, tuple[str, ...]]:
     """Original name -> native names, in the order of the model; 7 a layer and 3 more."""
-    names = dict(_TOP)
+    names: dict[str, tuple[str, ...]] = {**_TOP}
     for layer in range(layers):
         for original, natives in LAYER_NAMES.items():
             names[_ORIGINAL_LAYER.format(layer) + original] = tuple(

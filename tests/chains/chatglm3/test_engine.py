@@ -1,0 +1,225 @@
+"""The engine: what a request says does not depend on others; joining, leaving, cancelling, failing."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chains.chatglm3.engine import Delivered, Finish, GenerationEngine, Request, can_be_batched
+from chains.chatglm3.loading import ModelOptions, load_causal_model
+from chains.chatglm3.sampling import Sampling
+
+torch = pytest.importorskip("torch", reason="needs the extra [models]")
+transformers = pytest.importorskip("transformers", reason="needs the extra [models]")
+
+CONTEXT = 256
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Any:
+    return load_causal_model(ModelOptions(tiny, dtype="float32", device="cpu"))
+
+
+def engine_of(model: Any, **options: Any) -> GenerationEngine:
+    return GenerationEngine(model, **{"stop_ids": [], "context": CONTEXT, **options})
+
+
+class Client:
+    """Collects what one request is given."""
+
+    def __init__(self, engine: GenerationEngine, ids: list[int], **sampling: Any) -> None:
+        self.items: queue.SimpleQueue[Delivered] = queue.SimpleQueue()
+        self.tokens: list[int] = []
+        self.request = Request(ids, Sampling(**{"max_new_tokens": 20, **sampling}), self.items.put)
+        engine.submit(self.request)
+
+    def next(self) -> Delivered:
+        return self.items.get(timeout=30)
+
+    def end(self) -> Finish | Exception:
+        while isinstance(item := self.next(), int):
+            self.tokens.append(item)
+        return item
+
+
+def prompts(count: int, longest: int = 60) -> list[list[int]]:
+    chance = torch.Generator().manual_seed(2)
+    lengths = torch.randint(1, longest, (count,), generator=chance).tolist()
+    return [torch.randint(3, 600, (length,), generator=chance).tolist() for length in lengths]
+
+
+def answers(engine: GenerationEngine, ids: list[list[int]], *, together: bool, **sampling: Any) -> list[list[int]]:
+    if not together:
+        return [answers(engine, [each], together=True, **sampling)[0] for each in ids]
+    clients = [Client(engine, each, **sampling) for each in ids]
+    for client in clients:
+        assert client.end() == Finish("length")
+    return [client.tokens for client in clients]
+
+
+def test_greedy_answers_are_those_of_transformers_generate(model: Any) -> None:
+    ids = prompts(3)
+    generated = [
+        model.generate(torch.tensor([each]), max_new_tokens=20, do_sample=False, eos_token_id=None)[
+            0, len(each) :
+        ].tolist()
+        for each in ids
+    ]
+    assert answers(engine_of(model), ids, together=True) == generated
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 3, "top_p": 0.9, "repetition_penalty": 1.2}])
+def test_sixteen_together_say_what_each_says_alone(model: Any, sampling: dict[str, Any]) -> None:
+    """Prompts of 1 to 60 tokens: padded on the left, joined and cut again."""
+    engine, ids = engine_of(model), prompts(16)
+    assert answers(engine, ids, together=True, **sampling) == answers(engine, ids, together=False, **sampling)
+
+
+def test_a_request_joins_and_leaves_while_others_run(model: Any) -> None:
+    engine, ids = engine_of(model), prompts(2)
+    alone = answers(engine, ids, together=False, max_new_tokens=100)
+    long = Client(engine, ids[0], max_new_tokens=100)
+    first = long.next()
+    short = Client(engine, ids[1], max_new_tokens=5)
+    assert short.end() == Finish("length")
+    assert engine.busy == 1, "the long one must still run"
+    assert long.end() == Finish("length")
+    assert [first, *long.tokens] == alone[0]
+    assert short.tokens == alone[1][:5]
+
+
+def test_tokens_of_a_request_come_in_order(model: Any) -> None:
+    engine, ids = engine_of(model), prompts(16)
+    expected = answers(engine, ids, together=False)
+    received: list[list[int]] = [[] for _ in ids]
+
+    def read(place: int) -> None:
+        client = Client(engine, ids[place])
+        client.end()
+        received[place] = client.tokens
+
+    threads = [threading.Thread(target=read, args=(place,)) for place in range(len(ids))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert received == expected
+
+
+def test_those_who_wait_get_their_turn_in_order(model: Any) -> None:
+    engine = engine_of(model, max_rows=1)
+    order: list[int] = []
+    done = threading.Event()
+
+    def deliver(place: int, item: Delivered) -> None:
+        if isinstance(item, Finish):
+            order.append(place)
+            if len(order) == 5:
+                done.set()
+
+    for place, ids in enumerate(prompts(5)):
+        engine.submit(Request(ids, Sampling(max_new_tokens=3), lambda item, place=place: deliver(place, item)))
+    assert done.wait(30)
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_a_cancelled_request_gets_no_further_token_and_frees_its_place(model: Any) -> None:
+    engine = engine_of(model, max_rows=1)
+    tokens: list[Delivered] = []
+    cancelled = threading.Event()
+
+    def deliver(item: Delivered) -> None:
+        tokens.append(item)
+        if len(tokens) == 3:
+            request.cancel()
+        if isinstance(item, Finish):
+            cancelled.set()
+
+    request = Request(prompts(1)[0], Sampling(max_new_tokens=200), deliver)
+    engine.submit(request)
+    waiting = Client(engine, prompts(2)[1])
+    assert cancelled.wait(30)
+    assert tokens[3:] == [Finish("cancelled")], "no token after the one in progress"
+    assert waiting.end() == Finish("length")
+
+
+def test_a_request_cancelled_while_it_waits_is_never_read(model: Any) -> None:
+    engine = engine_of(model, max_rows=1)
+    running, waiting = Client(engine, prompts(1)[0], max_new_tokens=50), Client(engine, prompts(2)[1])
+    waiting.request.cancel()
+    assert waiting.end() == Finish("cancelled")
+    assert waiting.tokens == []
+    assert running.end() == Finish("length")
+
+
+def test_an_answer_ends_at_a_stop_token_which_is_not_given(model: Any) -> None:
+    ids = prompts(1)[0]
+    said = answers(engine_of(model), [ids], together=True)[0]
+    place = said.index(said[7])
+    client = Client(engine_of(model, stop_ids=[said[7]]), ids)
+    assert client.end() == Finish("stop")
+    assert client.tokens == said[:place]
+
+
+def test_an_answer_ends_where_the_context_is_full(model: Any) -> None:
+    client = Client(engine_of(model, context=30), list(range(3, 23)), max_new_tokens=100)
+    assert client.end() == Finish("length")
+    assert len(client.tokens) == 10
+
+
+def test_a_prompt_that_fails_is_told_and_the_others_go_on(model: Any) -> None:
+    engine = engine_of(model)
+    good = Client(engine, prompts(1)[0])
+    bad = Client(engine, [10_000_000])  # no such token
+    assert isinstance(bad.end(), IndexError)
+    assert good.end() == Finish("length")
+    assert len(good.tokens) == 20
+
+
+def test_a_receiver_that_is_gone_does_not_stop_the_others(model: Any) -> None:
+    """call_soon_threadsafe raises RuntimeError when its event loop was closed."""
+
+    def gone(item: Delivered) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    engine = engine_of(model)
+    engine.submit(Request(prompts(1)[0], Sampling(max_new_tokens=200), gone))
+    other = Client(engine, prompts(2)[1])
+    assert other.end() == Finish("length")
+    deadline = time.monotonic() + 30
+    while engine.busy and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert engine.busy == 0
+
+
+def test_the_thread_ends_when_there_is_nothing_to_do(model: Any) -> None:
+    engine = engine_of(model)
+    assert Client(engine, prompts(1)[0], max_new_tokens=1).end() == Finish("length")
+    thread = engine._thread
+    if thread is not None:
+        thread.join(30)
+    assert engine._thread is None
+    assert Client(engine, prompts(1)[0], max_new_tokens=1).end() == Finish("length")
+
+
+def test_models_with_sliding_windows_take_turns_and_say_what_generate_says() -> None:
+    config = transformers.MistralConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=8, max_position_embeddings=CONTEXT,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = transformers.MistralForCausalLM(config).eval()
+    assert not can_be_batched(model)
+    ids = prompts(3)
+    generated = [
+        model.generate(torch.tensor([each]), max_new_tokens=20, do_sample=False, eos_token_id=None)[
+            0, len(each) :
+        ].tolist()
+        for each in ids
+    ]
+    assert answers(engine_of(model), ids, together=True) == generated
