@@ -178,9 +178,7 @@ class ChatModelAnswerer(Answerer):
 
     def condense(self, question: str, history: Sequence[BaseMessage], config: RunnableConfig) -> str:
         """The question rewritten by the model; as it is where the model returns nothing."""
-        lines = "\n".join(f"{'用户' if isinstance(m, HumanMessage) else '助手'}：{m.text}" for m in history)
-        user = CONDENSE_USER[self.language].format(history=lines, question=question)
-        messages = [SystemMessage(CONDENSE_SYSTEM[self.language]), HumanMessage(user)]
+        messages = condense_messages(question, history, self.language)
         errors = server_errors()
         try:
             return ThoughtFilter().take(self._chat_model.invoke(messages, config).text).strip() or question
@@ -188,12 +186,7 @@ class ChatModelAnswerer(Answerer):
             raise describe_server_error(error, self.model) from error
 
     def _messages(self, inputs: AnswerInput) -> list[BaseMessage]:
-        references = "\n\n".join(
-            "\n".join([f"[{n}] {' · '.join(context_lines(passage))}".rstrip(), passage.page_content])
-            for n, passage in enumerate(inputs["passages"], 1)
-        )
-        user = ANSWER_USER[self.language].format(references=references, question=inputs["question"])
-        return [SystemMessage(ANSWER_SYSTEM[self.language]), HumanMessage(user)]
+        return answer_messages(inputs["question"], inputs["passages"], self.language)
 
     def _closing(self, text: str, complete: bool, passages: Sequence[Document]) -> Iterator[AddableDict]:
         # an OpenAI-compatible server says why it stopped; other models do not all tell
@@ -205,6 +198,23 @@ class ChatModelAnswerer(Answerer):
             return
         refused = not said.strip(" \n。.")
         yield AddableDict({"citations": [] if refused else cited(text, passages), "refused": refused})
+
+
+def answer_messages(question: str, passages: Sequence[Document], language: Language) -> list[BaseMessage]:
+    """What a model is asked when it answers from passages; training asks it the same."""
+    references = "\n\n".join(
+        "\n".join([f"[{n}] {' · '.join(context_lines(passage))}".rstrip(), passage.page_content])
+        for n, passage in enumerate(passages, 1)
+    )
+    user = ANSWER_USER[language].format(references=references, question=question)
+    return [SystemMessage(ANSWER_SYSTEM[language]), HumanMessage(user)]
+
+
+def condense_messages(question: str, history: Sequence[BaseMessage], language: Language) -> list[BaseMessage]:
+    """What a model is asked when a question of a conversation shall stand on its own; training asks it the same."""
+    lines = "\n".join(f"{'用户' if isinstance(m, HumanMessage) else '助手'}：{m.text}" for m in history)
+    user = CONDENSE_USER[language].format(history=lines, question=question)
+    return [SystemMessage(CONDENSE_SYSTEM[language]), HumanMessage(user)]
 
 
 def _is_last(chunk: BaseMessage) -> bool:
