@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
@@ -54,12 +54,14 @@ def shared_engine(options: ModelOptions, max_rows: int) -> GenerationEngine:
     with _loading:
         engine = _engines.get((options, max_rows))
         if engine is None:
-            model = load_causal_model(options)
-            engine = GenerationEngine(
-                model, stop_ids=_stop_ids(model), context=model.config.max_position_embeddings, max_rows=max_rows
-            )
+            engine = _engine(load_causal_model(options), max_rows)
             _engines[options, max_rows] = engine
         return engine
+
+
+def _engine(model: Any, max_rows: int) -> GenerationEngine:
+    context = model.config.max_position_embeddings
+    return GenerationEngine(model, stop_ids=_stop_ids(model), context=context, max_rows=max_rows)
 
 
 def _stop_ids(model: Any) -> list[int]:
@@ -103,6 +105,19 @@ class LocalChatModel(LocalModelOptions, BaseChatModel):
         if stop or self.stop:
             params["ls_stop"] = stop or self.stop
         return params
+
+    @classmethod
+    def from_model(cls, model: Any, directory: Path, **options: Any) -> Self:
+        """A chat model over weights that are in memory already, as in the middle of a training.
+
+        Args:
+            model: a causal language model of transformers, with or without a PEFT adapter, in evaluation mode.
+            directory: the native directory it came from, for its tokenizer.
+            options: fields of the class, such as `temperature`.
+        """
+        chat = cls(model=str(directory), **options)
+        chat._runtime = _Runtime(_engine(model, chat.max_rows), cls._format(directory))
+        return chat
 
     def load(self) -> None:
         """Load the weights now, so that the first answer need not wait for them.
