@@ -28,11 +28,49 @@ def multi_doc_qa(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             progress=progress,
         )
+    for problem in report["bad_records"]["first"]:
+        print(f"✗ {problem}", file=sys.stderr)
+    return _tell(arguments, report)
+
+
+def rows(arguments: argparse.Namespace) -> int:
+    """Make rows of questions whose passages are known."""
+    from finetune.data.questions import QuestionRowsConfig, convert_questions
+
+    config = QuestionRowsConfig.from_dict(_settings(arguments), where=_where(arguments))
+    report = convert_questions(
+        Path(arguments.questions),
+        [Path(path) for path in arguments.passages],
+        Path(arguments.out),
+        config,
+        overwrite=arguments.overwrite,
+    )
+    return _tell(arguments, report)
+
+
+def mine(arguments: argparse.Namespace) -> int:
+    """Mine hard negatives for rows."""
+    from finetune.data.mine import MiningConfig
+    from finetune.data.mine import mine as run
+
+    config = MiningConfig.from_dict(_settings(arguments), where=_where(arguments))
+    with _stages("row") as progress:
+        report = run(
+            [Path(path) for path in arguments.rows],
+            Path(arguments.out),
+            config,
+            passages=[Path(path) for path in arguments.passages],
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    return _tell(arguments, report)
+
+
+def _tell(arguments: argparse.Namespace, report: Mapping[str, Any]) -> int:
+    """Print the report, as one object or as lines."""
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False))
         return 0
-    for problem in report["bad_records"]["first"]:
-        print(f"✗ {problem}", file=sys.stderr)
     for line in _lines(report, skip={"config", "first", "files"}):
         print(line)
     print(f"结果在 / results in {arguments.out}")
@@ -56,8 +94,8 @@ def _stages(unit: str) -> Iterator[Callable[[int, str], None]]:
 
         def progress(done: int, stage: str) -> None:
             bar.set_description_str(stage, refresh=False)
-            bar.update(done - bar.n if done > bar.n else 0)
-            bar.n = done
+            bar.n = done  # another stage begins anew
+            bar.update(0)
 
         yield progress
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from chains.config import EmbeddingsConfig, LexicalEmbeddingsConfig
 from chains.embeddings import fingerprint, max_tokens, token_counter
 from chains.retrieval_qa import build_embeddings
-from finetune.data.duplicates import is_near, text_key
+from finetune.data.duplicates import document_id, is_near, text_key
 from finetune.data.jsonl import BadRecordError, Problem, json_line, read_records
 from finetune.data.lengths import Lengths
 from finetune.data.outputs import staged, write_report
@@ -74,7 +74,7 @@ class Document:
     @cached_property
     def id(self) -> str:
         """An id that equal texts share."""
-        return f"{text_key(self.text) & (1 << 64) - 1:016x}"
+        return document_id(self.text)
 
     @property
     def body(self) -> str:
