@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import queue
 import threading
 import weakref
@@ -21,7 +23,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from chains.chatglm3.directories import native_adapter, native_directory
 from chains.chatglm3.engine import Delivered, Finish, GenerationEngine, Request
@@ -31,6 +33,8 @@ from chains.chatglm3.options import LocalModelOptions
 from chains.chatglm3.sampling import Sampling
 from chains.chatglm3.texts import StopFilter
 from loaders.errors import RagProjError, UsageError
+
+logger = logging.getLogger(__name__)
 
 # Options that a call may set for itself, `model.bind(temperature=0)`; max_tokens as other LangChain models call it.
 _PER_CALL = {"temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed"}
@@ -82,8 +86,17 @@ class LocalChatModel(LocalModelOptions, BaseChatModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+    streaming: bool = False
+    """LangChain's: whether `invoke` reports pieces to callbacks as they come"""
+
     _format: ClassVar[type[ChatGLM3Format] | type[TemplateFormat]]
     _runtime: _Runtime | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _standard_names(cls, data: Any) -> Any:
+        """LangChain's other models call it `max_tokens`."""
+        return {_RENAMED.get(name, name): value for name, value in data.items()} if isinstance(data, dict) else data
 
     @property
     def _llm_type(self) -> str:
@@ -98,7 +111,7 @@ class LocalChatModel(LocalModelOptions, BaseChatModel):
         params = LangSmithParams(
             ls_provider=self._llm_type,
             ls_model_type="chat",
-            ls_model_name=self.model,
+            ls_model_name=kwargs.get("model", self.model),
             ls_temperature=sampling.temperature,
             ls_max_tokens=sampling.max_new_tokens,
         )
@@ -309,8 +322,6 @@ class _Answer:
 
 
 def _json(value: object) -> str:
-    import json
-
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -333,14 +344,10 @@ class ChatGLM3(LocalChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """This model with tools offered to it, in ChatGLM3's own way.
 
-        Raises:
-            UsageError: `tool_choice` forces a call, which ChatGLM3 cannot be made to do.
+        It decides itself whether to call one; a `tool_choice` that asks for more is logged, and no more than a wish.
         """
         if tool_choice not in (None, "auto"):
-            raise UsageError(
-                f"ChatGLM3 不能强制调用工具，tool_choice 只能是 auto，实际是 {tool_choice!r}",
-                f"ChatGLM3 cannot be made to call a tool: tool_choice must be auto, got {tool_choice!r}",
-            )
+            logger.warning("tool_choice=%r: ChatGLM3 cannot be made to call a tool", tool_choice)
         return self.bind(tools=_offered(tools), **kwargs)
 
 

@@ -36,7 +36,7 @@ def tiny_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _train_tokenizer(folder)
     sizes = {
         "num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "multi_query_group_num": 2, "kv_channels": 16,
-        "ffn_hidden_size": 128, "padded_vocab_size": 2048, "seq_length": 256, "layernorm_epsilon": 1e-5,
+        "ffn_hidden_size": 128, "padded_vocab_size": 2048, "seq_length": 1024, "layernorm_epsilon": 1e-5,
     }  # fmt: skip
     config = {"model_type": "chatglm", "attention_dropout": 0.0, "torch_dtype": "float32", **sizes}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
