@@ -9,6 +9,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, cast, runtime_checkable
@@ -350,6 +351,13 @@ def evaluate_fused(vectors: Embedded, questions: RetrievalSet) -> FusedScores:
 
     Each passage is one chunk there. The knowledge base is removed afterwards.
     """
+    # FAISS sets the number of OpenMP threads of the thread that searches, to 1 for a small index, and torch shares it:
+    # a training in the same thread would go on with one core
+    with ThreadPoolExecutor(1) as searching:
+        return searching.submit(_evaluate_fused, vectors, questions).result()
+
+
+def _evaluate_fused(vectors: Embedded, questions: RetrievalSet) -> FusedScores:
     from chains.fulltext import FullTextIndex
     from chains.knowledge_base import KnowledgeBase
     from chains.retrievers import HybridRetriever, LexicalRetriever

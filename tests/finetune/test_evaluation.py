@@ -197,6 +197,19 @@ def test_fused_scores_come_from_the_retriever_that_serves() -> None:
     assert scores.fused.by_metric["recall@1"] == (1.0, 1.0, 1.0)
 
 
+def test_measuring_with_faiss_leaves_torch_its_threads() -> None:
+    import torch
+
+    questions = from_rows("dev", [row("一", ("甲",)), row("二", ("乙",))])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        evaluate_fused(embed_set(LexicalEmbeddings(dimensions=64), questions), questions)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_bm25_on_the_shared_questions_is_near_its_published_anchor(shared_data: Path) -> None:
     # data/README: BM25 over bigrams reaches R@1 .430 and R@5 .980 on dureader2_demo_dev
     config = SetConfig(

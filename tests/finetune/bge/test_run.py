@@ -1,0 +1,312 @@
+"""Whole runs through the command line: what gains is promoted and served, what does not is refused and kept aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from concept_rows import concept_rows, write_concepts, write_training_yaml
+
+from chains.bge.embeddings import BGEEmbeddings
+from finetune.bge.config import load_bge_training_config
+from finetune.bge.run import Outcome, finetune_bge
+from finetune.bge.train import TrainingEvent
+from finetune.data.rows import write_rows
+from finetune.doctor import DoctorError
+from finetune.evaluation import evaluate_embeddings, from_rows
+from loaders.errors import ConfigError, UsageError
+from ui.cli import main
+
+ROOT = Path(__file__).resolve().parents[3]
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Make:
+    """Writes the config of a run, in a folder of its own."""
+
+    def make(*, shuffled: bool = False, **settings: Any) -> Path:
+        folder = tmp_path_factory.mktemp("run")
+        return write_training_yaml(folder, tiny_model, write_concepts(folder, shuffled=shuffled), **settings)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def promoted(workshop: Make) -> Path:
+    """The config of a run that gained; its folder holds `run/model`."""
+    config = workshop()
+    assert main(["finetune", "bge", "--config", str(config)]) == 0
+    return config
+
+
+def run(config: Path, **options: Any) -> Outcome:
+    outcome = finetune_bge(load_bge_training_config(config), **options)
+    assert outcome is not None
+    return outcome
+
+
+# --- promoted
+
+
+def test_a_run_that_gains_is_promoted_with_its_figures(promoted: Path) -> None:
+    output = promoted.parent / "run"
+    assert sorted(path.name for path in output.iterdir()) == ["after.json", "before.json", "model", "training.json"]
+    manifest = json.loads((output / "model" / "ragproj.json").read_text(encoding="utf-8"))
+    assert manifest["promoted"] is True
+    gain = manifest["metrics"]["dev"]["ndcg@10"]
+    assert gain["after"] > gain["before"] + 0.1
+    assert gain["low"] > 0
+    assert manifest["data"][0]["rows"] == sum(1 for _ in (promoted.parent / "train.jsonl").open(encoding="utf-8"))
+    assert manifest["training"]["steps"] == 30
+    assert [step for step, _ in manifest["training"]["scores"]] == [0, 15, 30]
+    assert (output / "model" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "通过" in (output / "model" / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_figures_are_those_that_the_saved_model_has(promoted: Path) -> None:
+    model = promoted.parent / "run" / "model"
+    manifest = json.loads((model / "ragproj.json").read_text(encoding="utf-8"))
+    scores = evaluate_embeddings(BGEEmbeddings(model, engine="torch"), from_rows("dev", concept_rows(150, seed=1)))
+    assert scores.mean("ndcg@10") == pytest.approx(manifest["metrics"]["dev"]["ndcg@10"]["after"], abs=1e-4)
+
+
+def test_the_promoted_model_serves_a_knowledge_base(
+    promoted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = promoted.parent / "run" / "model"
+    rows = concept_rows(12, seed=9)
+    passages = tmp_path / "passages.jsonl"
+    with passages.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            file.write(json.dumps({"id": f"p{number}", "title": "", "text": row.pos[0]}, ensure_ascii=False) + "\n")
+    embeddings = [
+        "embeddings._type=bge",
+        f"embeddings.model={model}",
+        "embeddings.engine=torch",
+        "retriever._type=dense",
+    ]
+    kb = ["--kb", str(tmp_path / "kb"), *embeddings]
+    assert main(["ingest", str(passages), *kb]) == 0
+    found = 0
+    for row in rows:
+        capsys.readouterr()
+        assert main(["search", row.query, "--json", *kb, "top_k=1"]) == 0
+        found += json.loads(capsys.readouterr().out)["hits"][0]["text"] == row.pos[0]
+    assert found >= 9  # of 12; a model that knows nothing finds one
+
+
+def test_a_finished_run_says_so_and_changes_nothing(promoted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = promoted.parent / "run" / "model"
+    before = (model / "ragproj.json").stat().st_mtime_ns
+    assert main(["finetune", "bge", "--config", str(promoted), "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["already"] is True
+    assert output["model"] == str(model)
+    assert (model / "ragproj.json").stat().st_mtime_ns == before
+
+
+def test_a_promoted_model_is_never_written_over_by_another_run(promoted: Path) -> None:
+    assert main(["finetune", "bge", "--config", str(promoted), "seed=7"]) == 2
+    with pytest.raises(UsageError, match="不会被覆盖"):
+        finetune_bge(load_bge_training_config(promoted, ["seed=7"]))
+
+
+def test_an_adapter_is_judged_on_its_base_and_promoted(workshop: Make) -> None:
+    lora = {"rank": 8, "alpha": 32}
+    outcome = run(workshop(method="lora", lora=lora, learning_rate=4e-3, max_steps=50, query_instruction=None))
+    assert outcome.promoted
+    assert (outcome.model / "adapter_config.json").is_file()
+    base = outcome.manifest["base"]["model"]
+    scores = evaluate_embeddings(
+        BGEEmbeddings(base, adapter=outcome.model, engine="torch"), from_rows("dev", concept_rows(150, seed=1))
+    )
+    assert scores.mean("ndcg@10") == pytest.approx(outcome.manifest["metrics"]["dev"]["ndcg@10"]["after"], abs=1e-4)
+
+
+def test_dev_is_measured_together_with_lexical_search_where_it_is_asked_for(workshop: Make) -> None:
+    config = workshop(max_steps=30)
+    outcome = finetune_bge(load_bge_training_config(config, ["evaluation.fused=true"]))
+    assert outcome is not None
+    fused = outcome.manifest["fused"]
+    assert fused["after"]["ndcg@10"] > fused["lexical"]["ndcg@10"]
+    assert fused["against_lexical"]["ndcg@10"]["difference"] == pytest.approx(
+        fused["after"]["ndcg@10"] - fused["lexical"]["ndcg@10"], abs=2e-4
+    )
+    assert "与关键词检索合并" in (outcome.model / "report.md").read_text(encoding="utf-8")
+
+
+# --- refused
+
+
+def test_a_run_on_shuffled_labels_is_refused_and_its_candidate_kept_aside(
+    workshop: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = workshop(shuffled=True)
+    assert main(["finetune", "bge", "--config", str(config), "--json"]) == 1
+    output = json.loads(capsys.readouterr().out)
+    assert output["promoted"] is False
+    assert output["model"].endswith("candidate")
+    assert "没有可靠的提高" in output["verdict"]["zh"]
+    assert not (config.parent / "run" / "model").exists()
+    assert (config.parent / "run" / "candidate" / "report.md").is_file()
+
+
+def test_a_rate_too_small_to_learn_is_warned_of_and_refused(workshop: Make) -> None:
+    told: list[str] = []
+    outcome = run(workshop(learning_rate=1e-12, max_steps=2), tell=told.append)
+    assert not outcome.promoted
+    assert any("[learning_rate]" in line for line in told)
+    assert {finding["name"] for finding in outcome.manifest["findings"]} == {"learning_rate", "few_steps"}
+
+
+def test_a_refused_run_says_so_again_and_a_new_one_moves_its_candidate_aside(workshop: Make) -> None:
+    config = workshop(learning_rate=1e-12, max_steps=1)
+    first = run(config)
+    again = run(config)
+    assert again.already
+    assert not again.promoted
+    outcome = finetune_bge(load_bge_training_config(config, ["learning_rate=2e-3", "max_steps=30"]))
+    assert outcome is not None
+    assert outcome.promoted
+    (aside,) = first.model.parent.glob("candidate-*")
+    assert json.loads((aside / "ragproj.json").read_text(encoding="utf-8"))["promoted"] is False
+
+
+def test_another_gate_judges_the_same_weights_without_training_again(workshop: Make) -> None:
+    config = workshop(gate={"min_gain": 0.9})
+    assert not run(config).promoted
+    steps: list[TrainingEvent] = []
+    outcome = finetune_bge(load_bge_training_config(config, ["gate.min_gain=0"]), observe=steps.append)
+    assert outcome is not None
+    assert outcome.promoted
+    assert steps == []
+
+
+# --- forgetting
+
+
+@pytest.mark.parametrize(("max_loss", "passes"), [(0.1, True), (0.0, False)])
+def test_a_run_that_forgets_is_mixed_with_its_base(
+    workshop: Make, promoted: Path, tmp_path: Path, max_loss: float, passes: bool
+) -> None:
+    # A model that knows one language learns another one, too fast to keep the first.
+    known, new = tmp_path / "known.jsonl", tmp_path / "new.jsonl"
+    write_rows(known, concept_rows(150, seed=1))
+    write_rows(new, concept_rows(60, seed=3, dialect=1))
+    write_rows(tmp_path / "train.jsonl", concept_rows(300, seed=4, dialect=1))
+    config = workshop(
+        model=str(promoted.parent / "run" / "model"),
+        train=[str(tmp_path / "train.jsonl")],
+        evaluation={
+            "dev": {"rows": [str(new)]},
+            "extra": {"known": {"rows": [str(known)]}},
+            "every_steps": 30,
+            "fused": False,
+        },
+        gate={"max_loss": max_loss},
+        doctor={"ignore": ["dev_leak"]},
+    )
+    outcome = run(config)
+    assert outcome.manifest["blend"] is not None, outcome.manifest["metrics"]
+    print(outcome.manifest["blend"], outcome.manifest["metrics"])
+    assert (outcome.manifest["blend"]["share"] is not None) == passes
+    assert outcome.promoted == passes
+
+
+# --- broken off
+
+
+def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(workshop: Make, promoted: Path) -> None:
+    config = workshop(max_steps=30, checkpoint_steps=5)
+    output = config.parent / "run"
+    command = [sys.executable, "-m", "ui.cli", "finetune", "bge", "--config", str(config)]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    deadline = time.monotonic() + 120
+    while not list((output / "checkpoints").glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert child.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    measured = (output / "before.json").read_bytes()
+    outcome = run(config)
+    assert outcome.promoted
+    assert (output / "before.json").read_bytes() == measured
+    unbroken = json.loads((promoted.parent / "run" / "model" / "ragproj.json").read_text(encoding="utf-8"))
+    assert outcome.manifest["digest"] == unbroken["digest"]
+    assert outcome.manifest["metrics"] == unbroken["metrics"]
+
+
+@pytest.mark.parametrize("stage", ["training", "after"])
+def test_a_run_broken_off_after_a_stage_does_not_repeat_it(
+    workshop: Make, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    config = workshop(max_steps=30)
+
+    class PowerCutError(Exception):
+        pass
+
+    def cut(*_: object, **__: object) -> None:
+        raise PowerCutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.bge.run._judge" if stage == "training" else "finetune.bge.run.write_report", cut)
+        with pytest.raises(PowerCutError):
+            run(config)
+    steps: list[TrainingEvent] = []
+    told: list[str] = []
+    assert run(config, observe=steps.append, tell=told.append).promoted
+    assert steps == []
+    assert [line for line in told if "measuring" in line] == (
+        ["评测 / measuring: after"] if stage == "training" else []
+    )
+
+
+def test_a_judged_model_that_was_not_promoted_before_the_cut_is_promoted_now(
+    workshop: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = workshop(max_steps=30)
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.bge.run._promote", lambda _, outcome: outcome)
+        assert run(config).model.name == "candidate"
+    outcome = run(config)
+    assert outcome.model.name == "model"
+    assert (outcome.model / "ragproj.json").is_file()
+
+
+# --- refused before it begins
+
+
+def test_a_leaking_dev_set_stops_the_run_before_anything_is_written(workshop: Make) -> None:
+    config = workshop()
+    files = config.parent
+    (files / "dev.jsonl").write_bytes((files / "train.jsonl").read_bytes())
+    with pytest.raises(DoctorError, match="dev_leak"):
+        run(config)
+    assert not (files / "run" / "before.json").exists()
+    assert main(["finetune", "bge", "--config", str(config)]) == 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run_by_name(workshop: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, observe: Callable[[TrainingEvent], None], **__: object) -> None:
+        observe(TrainingEvent(step=1, steps=10, loss=float("nan"), gradient_norm=1.0))
+
+    monkeypatch.setattr("finetune.bge.run.train", broken)
+    with pytest.raises(DoctorError, match=r"\[not_a_number\] 第 1 步"):
+        run(workshop())
+
+
+def test_a_run_without_a_dev_set_is_wrong_usage(workshop: Make) -> None:
+    config = workshop(evaluation={})
+    assert main(["finetune", "bge", "--config", str(config)]) == 2
+    with pytest.raises(ConfigError, match=r"evaluation\.dev"):
+        run(config)
