@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
@@ -16,10 +17,12 @@ from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict
 
 from chains.chat_models import ThoughtFilter, broke_off, describe_server_error, init_model, server_errors
-from chains.config import ChatModelConfig
+from chains.config import ChatModelConfig, GeneratorConfig
 from chains.extraction import find_support, select_quotes
 from chains.prompts import ANSWER_SYSTEM, ANSWER_USER, CONDENSE_SYSTEM, CONDENSE_USER, REFUSAL, Language
 from loaders.splitters import context_lines
+
+logger = logging.getLogger(__name__)
 
 # Words that point back to something said before: such a question cannot be searched for on its own.
 _POINTING_BACK = re.compile(
@@ -50,6 +53,8 @@ class Citation(TypedDict):
     """
 
     n: int
+    supported: bool
+    """False where a model named a passage that does not bear out what it said, or that does not exist: no quote then"""
     source: str
     document_id: int | None
     page: int | None
@@ -128,10 +133,22 @@ class ExtractiveAnswerer(Answerer):
         return f"{previous} {question}" if previous and _POINTING_BACK.search(question) else question
 
 
-class ChatModelAnswerer(Answerer):
-    """A chat model that answers from numbered references; its [n] marks become citations the passages bear out."""
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A chat model that knows how long its prompts may be."""
 
-    model: BaseChatModel | ChatModelConfig
+    def spare_tokens(self, messages: Sequence[BaseMessage]) -> int:
+        """Tokens by which the prompt of these messages may still grow, negative where it must shrink."""
+
+
+class ChatModelAnswerer(Answerer):
+    """A chat model that answers from numbered references; its [n] marks become citations, checked against them.
+
+    References that do not fit the model's context are left out whole, the lowest ranked first; the answer then says
+    in `references_used` which numbers the model was given.
+    """
+
+    model: BaseChatModel | GeneratorConfig
 
     @cached_property
     def _chat_model(self) -> BaseChatModel:
@@ -147,14 +164,15 @@ class ChatModelAnswerer(Answerer):
         text, complete = "", False
         errors, thoughts = server_errors(), ThoughtFilter()
         try:
-            for chunk in self._chat_model.stream(self._messages(input), config):
+            passages = self._fitting(input)
+            for chunk in self._chat_model.stream(self._messages(input["question"], passages), config):
                 piece, complete = thoughts.take(chunk.text), complete or _is_last(chunk)
                 if piece:
                     text += piece
                     yield AddableDict({"result": piece})
         except errors as error:
             raise describe_server_error(error, self.model) from error
-        yield from self._closing(text, complete, input["passages"])
+        yield from self._closing(text, complete, passages, len(input["passages"]))
 
     async def astream(
         self,
@@ -166,29 +184,48 @@ class ChatModelAnswerer(Answerer):
         text, complete = "", False
         errors, thoughts = server_errors(), ThoughtFilter()
         try:
-            async for chunk in self._chat_model.astream(self._messages(input), config):
+            passages = await run_in_executor(config, self._fitting, input)  # it may load the model
+            async for chunk in self._chat_model.astream(self._messages(input["question"], passages), config):
                 piece, complete = thoughts.take(chunk.text), complete or _is_last(chunk)
                 if piece:
                     text += piece
                     yield AddableDict({"result": piece})
         except errors as error:
             raise describe_server_error(error, self.model) from error
-        for closing in self._closing(text, complete, input["passages"]):
+        for closing in self._closing(text, complete, passages, len(input["passages"])):
             yield closing
 
     def condense(self, question: str, history: Sequence[BaseMessage], config: RunnableConfig) -> str:
         """The question rewritten by the model; as it is where the model returns nothing."""
-        messages = condense_messages(question, history, self.language)
         errors = server_errors()
         try:
+            messages = condense_messages(question, self._recent(question, history), self.language)
             return ThoughtFilter().take(self._chat_model.invoke(messages, config).text).strip() or question
         except errors as error:
             raise describe_server_error(error, self.model) from error
 
-    def _messages(self, inputs: AnswerInput) -> list[BaseMessage]:
-        return answer_messages(inputs["question"], inputs["passages"], self.language)
+    def _messages(self, question: str, passages: Sequence[Document]) -> list[BaseMessage]:
+        return answer_messages(question, passages, self.language)
 
-    def _closing(self, text: str, complete: bool, passages: Sequence[Document]) -> Iterator[AddableDict]:
+    def _recent(self, question: str, history: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
+        """The latest turns of a conversation that the model's context has room for."""
+        model = self._chat_model
+        if isinstance(model, CountsTokens):
+            while history and model.spare_tokens(condense_messages(question, history, self.language)) < 0:
+                history = history[1:]
+        return history
+
+    def _fitting(self, inputs: AnswerInput) -> list[Document]:
+        """The passages that the model's context has room for, best first; one at least, and the model says if not."""
+        passages, model = list(inputs["passages"]), self._chat_model
+        if isinstance(model, CountsTokens):
+            while len(passages) > 1 and model.spare_tokens(self._messages(inputs["question"], passages)) < 0:
+                passages.pop()
+        if dropped := len(inputs["passages"]) - len(passages):
+            logger.warning("the last %d of %d references do not fit the context", dropped, len(inputs["passages"]))
+        return passages
+
+    def _closing(self, text: str, complete: bool, passages: Sequence[Document], found: int) -> Iterator[AddableDict]:
         # an OpenAI-compatible server says why it stopped; other models do not all tell
         if not complete and isinstance(self.model, ChatModelConfig) and self.model.model_provider == "openai":
             raise broke_off(self.model)
@@ -197,7 +234,10 @@ class ChatModelAnswerer(Answerer):
             yield from refusal(self.language)
             return
         refused = not said.strip(" \n。.")
-        yield AddableDict({"citations": [] if refused else cited(text, passages), "refused": refused})
+        closing = AddableDict({"citations": [] if refused else cited(text, passages), "refused": refused})
+        if len(passages) < found:
+            closing["references_used"] = list(range(1, len(passages) + 1))
+        yield closing
 
 
 def answer_messages(question: str, passages: Sequence[Document], language: Language) -> list[BaseMessage]:
@@ -228,23 +268,31 @@ def refusal(language: Language) -> Iterator[AddableDict]:
 
 
 def cited(text: str, passages: Sequence[Document]) -> list[Citation]:
-    """A citation for each reference number in a generated answer whose passage supports the claim before it.
+    """A citation for each reference number in a generated answer, in order of the numbers.
 
-    The quote is the passage's sentence that covers the claim best; numbers that name no passage, or a passage with
-    nothing of the claim in it, are left out.
+    It is supported where the passage bears out a claim that it is put to: the quote is then the passage's sentence that
+    covers the claim best. Otherwise, or where the number names no passage, it is marked as unsupported and quotes
+    nothing.
     """
     citations: dict[int, Citation] = {}
     for claim in _CLAIM.finditer(text):
         numbers = [int(n) for mark in CITATION_MARK.findall(claim.group()) for n in re.findall(r"\d+", mark)]
         statement = CITATION_MARK.sub("", claim.group()).strip()
         for n in numbers:
-            if n in citations or not 1 <= n <= len(passages):
-                continue
-            passage = passages[n - 1]
-            support = find_support(statement, passage.page_content)
-            if support is not None and support.score >= _SUPPORTED:
-                citations[n] = cite(n, passage, support.start, support.end)
+            if n not in citations or not citations[n]["supported"]:
+                citations[n] = _checked(n, statement, passages)
     return [citations[n] for n in sorted(citations)]
+
+
+def _checked(n: int, statement: str, passages: Sequence[Document]) -> Citation:
+    """The citation of the passage with number `n` for a statement, supported or not."""
+    if not 1 <= n <= len(passages):
+        return cite(n, Document(page_content=""), 0, 0, supported=False)
+    passage = passages[n - 1]
+    support = find_support(statement, passage.page_content)
+    if support is None or support.score < _SUPPORTED:
+        return cite(n, passage, 0, 0, supported=False)
+    return cite(n, passage, support.start, support.end)
 
 
 def _metadata_at(passage: Document, offset: int) -> dict[str, Any]:
@@ -256,13 +304,14 @@ def _metadata_at(passage: Document, offset: int) -> dict[str, Any]:
     return {**passage.metadata, **place}
 
 
-def cite(n: int, passage: Document, start: int, end: int) -> Citation:
+def cite(n: int, passage: Document, start: int, end: int, *, supported: bool = True) -> Citation:
     """The citation of `passage.page_content[start:end]`, its offsets moved to the source document's text."""
     start_of_passage = passage.metadata.get("start")
     offset = start_of_passage if isinstance(start_of_passage, int) else 0
     metadata = _metadata_at(passage, offset + start)
     citation = Citation(
         n=n,
+        supported=supported,
         source=str(metadata.get("source", "")),
         document_id=metadata.get("document_id"),
         page=metadata.get("page"),

@@ -1,4 +1,4 @@
-"""Chat models behind a server: made from the config, their errors told in a sentence."""
+"""Chat models behind a server or in this process: made from the config, their errors told in a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
-from chains.config import ChatModelConfig
+from chains.config import ChatGLM3Config, ChatModelConfig, GeneratorConfig, HuggingFaceConfig
 from loaders.errors import ConfigError, RagProjError
 
 
@@ -16,12 +16,26 @@ class GeneratorError(RagProjError):
     """The generator's server cannot be reached or refuses the request."""
 
 
-def init_model(config: ChatModelConfig) -> BaseChatModel:
-    """LangChain's chat model for the config; no request is sent yet.
+def init_model(config: GeneratorConfig) -> BaseChatModel:
+    """LangChain's chat model for the config; no request is sent and no weights are loaded yet.
 
     Raises:
         ConfigError: the provider is unknown or its package is not installed.
     """
+    match config:
+        case ChatModelConfig():
+            return _server_model(config)
+        case ChatGLM3Config():
+            from chains.chatglm3.chat_model import ChatGLM3
+
+            return ChatGLM3(**config.model_dump(exclude={"type"}))
+        case HuggingFaceConfig():
+            from chains.chatglm3.chat_model import HuggingFaceChatModel
+
+            return HuggingFaceChatModel(**config.model_dump(exclude={"type"}))
+
+
+def _server_model(config: ChatModelConfig) -> BaseChatModel:
     from langchain.chat_models import init_chat_model
 
     options: dict[str, Any] = {
@@ -99,13 +113,13 @@ def broke_off(model: ChatModelConfig) -> GeneratorError:
     )
 
 
-def describe_server_error(error: Exception, model: BaseChatModel | ChatModelConfig) -> GeneratorError:
+def describe_server_error(error: Exception, model: BaseChatModel | GeneratorConfig) -> GeneratorError:
     """The error as a sentence that names the server and the way out."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     if isinstance(model, ChatModelConfig):
         name = f"{model.model} ({model.base_url or model.model_provider})"
     else:
-        name = type(model).__name__
+        name = type(model).__name__ if isinstance(model, BaseChatModel) else model.model
     return GeneratorError(
         f"生成模型 {name} 没有给出回答：{reason}；请检查服务是否启动、llm.base_url、模型名和密钥，"
         "或改用 llm._type=extractive",

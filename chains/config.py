@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
+from chains.chatglm3.options import LocalModelOptions
 from chains.faiss_index import FaissConfig
 from chains.prompts import Language
 from loaders.config import Config, apply_overrides, read_yaml
@@ -95,11 +96,24 @@ class ChatModelConfig(Config):
     timeout_s: float = Field(default=120, gt=0, description="seconds to wait for the server, each attempt")
 
 
+class ChatGLM3Config(Config, LocalModelOptions):
+    """ChatGLM3 in this process: a native or original directory, or a model id."""
+
+    type: Literal["chatglm3"] = Field(default="chatglm3", alias="_type")
+
+
+class HuggingFaceConfig(Config, LocalModelOptions):
+    """Any causal language model of transformers in this process, with its own chat template."""
+
+    type: Literal["huggingface"] = Field(default="huggingface", alias="_type")
+
+
 EmbeddingsConfig = LexicalEmbeddingsConfig
 RetrieverConfig = Annotated[
     DenseRetrieverConfig | LexicalRetrieverConfig | HybridRetrieverConfig, Field(discriminator="type")
 ]
-LLMConfig = Annotated[ExtractiveConfig | ChatModelConfig, Field(discriminator="type")]
+GeneratorConfig = ChatModelConfig | ChatGLM3Config | HuggingFaceConfig
+LLMConfig = Annotated[ExtractiveConfig | GeneratorConfig, Field(discriminator="type")]
 
 
 class ServerConfig(Config):

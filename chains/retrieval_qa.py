@@ -27,9 +27,9 @@ from chains.answerers import Answerer, AnswerInput, ChatModelAnswerer, Extractiv
 from chains.calibration import Background, mention_relevance
 from chains.config import (
     AnyRetrieverConfig,
-    ChatModelConfig,
     EmbeddingsConfig,
     ExtractiveConfig,
+    GeneratorConfig,
     HybridRetrieverConfig,
     LexicalEmbeddingsConfig,
     RagConfig,
@@ -331,7 +331,7 @@ def _build_retriever(
 
 
 def _build_answerer(config: RagConfig, llm: BaseChatModel | Answerer | None) -> Runnable[Any, Any]:
-    choices: dict[str, ExtractiveConfig | ChatModelConfig] = {
+    choices: dict[str, ExtractiveConfig | GeneratorConfig] = {
         "extractive": config.llm if isinstance(config.llm, ExtractiveConfig) else ExtractiveConfig(),
         **config.llms,
     }
@@ -347,7 +347,7 @@ def _build_answerer(config: RagConfig, llm: BaseChatModel | Answerer | None) -> 
     return default.configurable_alternatives(ConfigurableField("llm"), default_key=key, **lazily)
 
 
-def _answerer(choice: ExtractiveConfig | ChatModelConfig, config: RagConfig) -> Answerer:
+def _answerer(choice: ExtractiveConfig | GeneratorConfig, config: RagConfig) -> Answerer:
     if isinstance(choice, ExtractiveConfig):
         return ExtractiveAnswerer(max_chars=choice.max_chars, max_quotes=choice.max_quotes, language=config.language)
     return ChatModelAnswerer(model=choice, language=config.language)

@@ -99,11 +99,18 @@ def ask(arguments: argparse.Namespace) -> int:
         _print_json(output)
         return 0
     citations: list[dict[str, Any]] = []
+    used: list[int] | None = None
     for piece in service.qa.stream({"query": arguments.question}):
         print(piece.get("result", ""), end="", flush=True)
         citations += piece.get("citations", [])
+        used = piece.get("references_used", used)
     print()
+    if used is not None:
+        print(f"只用了资料 / references used: {', '.join(map(str, used))}", file=sys.stderr)
     for citation in citations:
+        if not citation["supported"]:
+            print(f"[{citation['n']}] 资料不支持 / not supported by the source")
+            continue
         page = f" 第 {citation['page']} 页 / p. {citation['page']}" if citation["page"] is not None else ""
         print(f"[{citation['n']}] {citation['source']}{page} @{citation['start']}-{citation['end']}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import PurePath
 from typing import Any
@@ -55,11 +55,12 @@ def turns(conversation: Sequence[Turn], language: Language) -> str:
 
 def turn(one: Turn, number: int, language: Language) -> str:
     """A finished turn: question, answer with its marks, the sources they stand for, a copy button."""
-    cited = {citation["n"] for citation in one.citations}
+    cited = {citation["n"] for citation in _supported(one)}
+    unsupported = {citation["n"] for citation in one.citations} - cited
     parts = []
     if one.answer:
         note = f'<p class="note">{tr("refused", language)}</p>' if one.refused else ""
-        body = answer(one.answer, cited, number, language)
+        body = answer(one.answer, cited, number, language, unsupported=unsupported)
         parts.append(f'<div class="answer{" refused" if one.refused else ""}">{note}{body}</div>')
     if one.problem:
         parts.append(
@@ -81,17 +82,26 @@ def live_turn(one: Turn, language: Language) -> str:
     return f'<article class="turn">{_question(one)}{body}</article>'
 
 
-def answer(text: str, cited: set[int], turn_number: int, language: Language) -> str:
-    """Markdown with its `[n]` as buttons where `n` is in `cited`, as plain marks elsewhere."""
+def answer(
+    text: str, cited: set[int], turn_number: int, language: Language, *, unsupported: Collection[int] = ()
+) -> str:
+    """Markdown with its `[n]` as buttons where `n` is in `cited`, as plain marks elsewhere.
+
+    A mark in `unsupported` says that the source does not bear out what stands before it.
+    """
+    marks = {n: _cite(n, turn_number, language) for n in cited}
+    marks |= {
+        n: f'<span class="cite unsupported" title="{tr("unsupported", language)}">[{n}]</span>' for n in unsupported
+    }
     tokens = _markdown().parse(text)
     for token in tokens:
         if token.children is not None:
-            token.children = [piece for child in token.children for piece in _mark(child, cited, turn_number, language)]
+            token.children = [piece for child in token.children for piece in _mark(child, marks)]
     return str(_markdown().renderer.render(tokens, _markdown().options, {}))
 
 
-def _mark(token: Token, cited: set[int], turn_number: int, language: Language) -> Iterable[Token]:
-    """One inline token with the citations in it as tokens of their own."""
+def _mark(token: Token, marks: Mapping[int, str]) -> Iterable[Token]:
+    """One inline token with the citations in it as tokens of their own: as in `marks`, else plain."""
     if token.type != "text" or "[" not in token.content:
         yield token
         return
@@ -99,12 +109,11 @@ def _mark(token: Token, cited: set[int], turn_number: int, language: Language) -
         if index % 2 == 0:
             yield Token("text", "", 0, content=piece)
         else:
-            yield Token("html_inline", "", 0, content=_cite(int(piece), cited, turn_number, language))
+            plain = f'<span class="cite">[{int(piece)}]</span>'
+            yield Token("html_inline", "", 0, content=marks.get(int(piece), plain))
 
 
-def _cite(n: int, cited: set[int], turn_number: int, language: Language) -> str:
-    if n not in cited:
-        return f'<span class="cite">[{n}]</span>'
+def _cite(n: int, turn_number: int, language: Language) -> str:
     label = tr("open_citation", language, n=n)
     return (
         f'<button type="button" class="cite" data-action="cite" data-turn="{turn_number}" data-n="{n}" '
@@ -124,10 +133,15 @@ def _question(one: Turn) -> str:
     return f'<div class="question">{escape(text)}</div>'
 
 
+def _supported(one: Turn) -> list[dict[str, Any]]:
+    """The citations whose source bears out the answer."""
+    return [citation for citation in one.citations if citation.get("supported", True)]
+
+
 def _citations(one: Turn, number: int, language: Language) -> str:
-    if not one.citations:
+    if not _supported(one):
         return ""
-    items = "".join(_citation(one, citation, number, language) for citation in one.citations)
+    items = "".join(_citation(one, citation, number, language) for citation in _supported(one))
     return f'<div class="citations"><span class="label">{tr("citations", language)}</span>{items}</div>'
 
 

@@ -15,7 +15,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 
-from chains.config import ChatModelConfig, ExtractiveConfig, RagConfig
+from chains.config import ExtractiveConfig, GeneratorConfig, RagConfig
 from chains.embeddings import fingerprint
 from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor, IngestReport, Progress
@@ -325,7 +325,7 @@ class _UploadFolder:
                 target.unlink(missing_ok=True)
 
 
-def _label(key: str, choice: ExtractiveConfig | ChatModelConfig | None) -> str:
-    if isinstance(choice, ChatModelConfig):
+def _label(key: str, choice: ExtractiveConfig | GeneratorConfig | None) -> str:
+    if choice is not None and not isinstance(choice, ExtractiveConfig):
         return choice.model if key == choice.type else f"{key} · {choice.model}"
     return {"extractive": "摘录原文 · Extractive"}.get(key, key)

@@ -57,7 +57,8 @@ def ask(answerer: Answerer, question: str, *passages: Document) -> AddableDict:
 
 
 def numbers(output: AddableDict) -> list[int]:
-    return [citation["n"] for citation in output["citations"]]
+    """Of the citations that their passages bear out."""
+    return [citation["n"] for citation in output["citations"] if citation["supported"]]
 
 
 # -- quotes --------------------------------------------------------------------------------------------------------
@@ -70,6 +71,7 @@ def test_extractive_answer_is_a_quote_with_its_place_in_the_document() -> None:
     place = DEVICE.page_content.index(citation["quote"])
     assert citation == {
         "n": 1,
+        "supported": True,
         "source": "device.pdf",
         "document_id": 7,
         "page": 3,
@@ -119,7 +121,8 @@ def test_quotes_stop_at_max_quotes() -> None:
 def test_a_passage_without_place_or_page_is_cited_from_zero() -> None:
     citation = cite(1, Document(page_content="年假十天。"), 2, 4)
     assert citation == {
-        "n": 1, "source": "", "document_id": None, "page": None, "start": 2, "end": 4, "quote": "十天",
+        "n": 1, "supported": True, "source": "", "document_id": None, "page": None,
+        "start": 2, "end": 4, "quote": "十天",
     }  # fmt: skip
 
 
@@ -142,8 +145,16 @@ def test_adjacent_marks_are_citations_each() -> None:
     assert [c["source"] for c in output["citations"]] == ["device.pdf", "b"]
 
 
-@pytest.mark.parametrize("mark", ["[0]", "[99]", "[3]", "[1234]", "[a]", "[]", "[-1]", "[1", "1]"])
-def test_a_mark_that_names_no_passage_is_no_citation(mark: str) -> None:
+@pytest.mark.parametrize("n", [0, 99, 3])
+def test_a_mark_that_names_no_passage_is_an_unsupported_citation(n: int) -> None:
+    (citation,) = ask(generates(f"转速为一万二千转。[{n}]"), "?", DEVICE, LEAVE)["citations"]
+    assert citation == {
+        "n": n, "supported": False, "source": "", "document_id": None, "page": None, "start": 0, "end": 0, "quote": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mark", ["[1234]", "[a]", "[]", "[-1]", "[1", "1]"])
+def test_what_is_no_mark_is_no_citation(mark: str) -> None:
     output = ask(generates(f"转速为一万二千转。{mark}"), "?", DEVICE, LEAVE)
     assert output["citations"] == []
     assert output["refused"] is False
@@ -153,6 +164,7 @@ def test_a_mark_that_names_no_passage_is_no_citation(mark: str) -> None:
 def test_good_marks_beside_bad_ones_count() -> None:
     output = ask(generates("转速为一万二千转。[1]年假十天。[2][99][0]"), "?", DEVICE, LEAVE)
     assert numbers(output) == [1, 2]
+    assert [c["n"] for c in output["citations"] if not c["supported"]] == [0, 99]
 
 
 @pytest.mark.parametrize(
@@ -171,9 +183,11 @@ def test_a_mark_may_stand_before_or_after_the_full_stop(text: str) -> None:
     assert "一万二千转" in citations[0]["quote"]
 
 
-def test_a_claim_that_its_passage_does_not_hold_is_not_cited() -> None:
-    """A citation is a promise that the quote supports the sentence; an unrelated passage must not get one."""
-    assert cited("公司食堂星期五供应红烧牛肉面。[1]", [DEVICE]) == []
+def test_a_claim_that_its_passage_does_not_hold_is_marked_unsupported() -> None:
+    """A citation is a promise that the quote supports the sentence; an unrelated passage keeps its name and place."""
+    (citation,) = cited("公司食堂星期五供应红烧牛肉面。[1]", [DEVICE])
+    assert (citation["supported"], citation["quote"]) == (False, "")
+    assert (citation["source"], citation["page"], citation["start"], citation["end"]) == ("device.pdf", 3, 100, 100)
 
 
 def test_a_mark_used_twice_is_one_citation() -> None:
@@ -324,7 +338,7 @@ def test_a_model_that_copies_a_documents_own_marks_cites_only_what_supports_it()
     passage = Document(page_content="年假为十天[2]。", metadata={"source": "a", "start": 0})
     other = Document(page_content="食堂供应牛肉面。", metadata={"source": "b", "start": 0})
     citations = cited("年假为十天[2]。[1]", [passage, other])
-    assert [c["source"] for c in citations] == ["a"]
+    assert [(c["source"], c["supported"]) for c in citations] == [("a", True), ("b", False)]
 
 
 # -- follow-up questions -------------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from chains.config import (
+    ChatGLM3Config,
     ChatModelConfig,
     DenseRetrieverConfig,
     ExtractiveConfig,
+    HuggingFaceConfig,
     HybridRetrieverConfig,
     LexicalEmbeddingsConfig,
     LexicalRetrieverConfig,
@@ -82,7 +84,7 @@ def tags(union: Any) -> set[str]:
 
 def test_the_components_are_these() -> None:
     assert tags(RetrieverConfig) == {"dense", "lexical", "hybrid"}
-    assert tags(LLMConfig) == {"extractive", "chat_model"}
+    assert tags(LLMConfig) == {"extractive", "chat_model", "chatglm3", "huggingface"}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,12 @@ def test_the_components_are_these() -> None:
         ("retriever", {"_type": "hybrid", "dense_weight": 0.5}, HybridRetrieverConfig(dense_weight=0.5)),
         ("llm", {"_type": "extractive", "max_chars": 99}, ExtractiveConfig(max_chars=99)),
         ("llm", {"_type": "chat_model", "model": "m"}, ChatModelConfig(model="m")),
+        (
+            "llm",
+            {"_type": "chatglm3", "model": "m", "quantization": "nf4"},
+            ChatGLM3Config(model="m", quantization="nf4"),
+        ),
+        ("llm", {"_type": "huggingface", "model": "m"}, HuggingFaceConfig(model="m")),
         ("embeddings", {"_type": "lexical", "dimensions": 256}, LexicalEmbeddingsConfig(dimensions=256)),
     ],
 )
@@ -104,7 +112,7 @@ def test_a_type_names_the_component(field: str, data: dict[str, Any], expected: 
     ("data", "place", "allowed"),
     [
         ({"retriever": {"_type": "sparse"}}, "retriever", ["dense", "hybrid", "lexical"]),
-        ({"llm": {"_type": "chatglm3"}}, "llm", ["extractive", "chat_model"]),
+        ({"llm": {"_type": "chatglm4"}}, "llm", ["extractive", "chat_model", "chatglm3", "huggingface"]),
         ({"llms": {"big": {"model": "x"}}}, "llms.big", ["extractive", "chat_model"]),
         ({"embeddings": {"_type": "bge"}}, "embeddings", ["lexical"]),
         ({"vectorstore": {"_type": "milvus"}}, "vectorstore", ["faiss"]),
@@ -225,7 +233,14 @@ def test_a_file_given_as_text_works_like_a_path(tmp_path: Path) -> None:
 def test_every_number_says_what_it_counts() -> None:
     undescribed = [
         f"{model.__name__}.{name}"
-        for model in (RagConfig, HybridRetrieverConfig, ExtractiveConfig, ChatModelConfig, LexicalEmbeddingsConfig)
+        for model in (
+            RagConfig,
+            HybridRetrieverConfig,
+            ExtractiveConfig,
+            ChatModelConfig,
+            ChatGLM3Config,
+            LexicalEmbeddingsConfig,
+        )
         for name, field in model.model_fields.items()
         if field.annotation in (int, float) and not field.description and name != "temperature"
     ]

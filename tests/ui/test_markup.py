@@ -103,6 +103,15 @@ def test_marks_open_the_citations_that_exist() -> None:
     assert re.search(r'甲<button[^>]*data-turn="4" data-n="1"[^>]*>1</button>乙<span class="cite">\[2\]</span>。', html)
 
 
+def test_a_mark_that_its_source_does_not_bear_out_opens_nothing_and_says_so() -> None:
+    turn = answered("甲[1]乙[2]。", 1, 2)
+    turn.citations[1]["supported"] = False
+    html = markup.turn(turn, 0, "zh")
+    assert html.count('data-n="1"') == 2  # the mark and the source below the answer
+    assert 'data-n="2"' not in html
+    assert re.search(r'<span class="cite unsupported" title="资料中没有[^"]*">\[2\]</span>', html)
+
+
 def test_marks_inside_code_stay_text() -> None:
     assert "<code>a[1]</code>" in markup.answer("`a[1]`", {1}, 0, "zh")
 
