@@ -111,7 +111,8 @@ class GenerationEngine:
     def _run(self) -> None:
         import torch
 
-        with torch.inference_mode():
+        # not inference_mode: what a layer keeps of its inputs must serve training, which may go on afterwards
+        with torch.no_grad():
             while True:
                 with self._lock:
                     if not self._waiting and not self._rows:
