@@ -29,6 +29,9 @@ from finetune.data.rows import RetrievalRow, read_retrieval_rows, write_rows
 from loaders.config import Config
 from loaders.errors import RagProjError
 
+_TOLD_PER_ROW = 20  # refused candidates: a weak embedder ranks a hundred above the passage that answers
+_SHOWN_CHARS = 100  # of a refused passage
+
 Progress = Callable[[int, str], None]
 
 
@@ -94,7 +97,7 @@ class Rejection:
             "file": self.row.file,
             "line": self.row.line,
             "query": self.row.query,
-            "passage": self.candidate.passage.text,
+            "passage": self.candidate.passage.text[:_SHOWN_CHARS],
             "document": self.candidate.passage.document,
             "rank": self.candidate.rank,
             "score": round(self.candidate.score, 4),
@@ -187,14 +190,19 @@ class Miner:
         self._mined = self._short = self._found = 0
 
     def mined(self, reject: Callable[[Rejection], object]) -> Iterator[RetrievalRow]:
-        """The rows in order with their negatives; each candidate that was refused is told to `reject`.
+        """The rows in order with their negatives; candidates that were refused are told to `reject`.
 
-        A candidate that is not needed, since a row has negatives enough, is not looked at.
+        A candidate that is not needed, since a row has negatives enough, is not looked at. Of a row twenty refused ones
+        are told; all are counted.
         """
+
+        told: Counter[int] = Counter()
 
         def refused(rejection: Rejection) -> None:
             self._reasons[rejection.reason] += 1
-            reject(rejection)
+            told[number] += 1
+            if told[number] <= _TOLD_PER_ROW:
+                reject(rejection)
 
         found = self._index.search([row.query for row in self._rows], self._config.last_rank)
         for number, (row, (vector, candidates)) in enumerate(zip(self._rows, found, strict=True), 1):
@@ -307,13 +315,12 @@ class Guard:
             return "answers_the_same_query"
         if any(passage.document == answer.document for answer in self.answers):
             return "same_document"
-        if any(is_near(passage.text, answer.text) for answer in self.answers):
-            return "near_text"
         if candidate.score > self.positive_score - config.relative_margin * abs(self.positive_score):
             return "relative_margin"
         if candidate.score > self.positive_score - config.absolute_margin:
             return "absolute_margin"
-        return None
+        # last, since it costs most
+        return "near_text" if any(is_near(passage.text, answer.text) for answer in self.answers) else None
 
 
 def _passages_of(rows: Sequence[RetrievalRow]) -> Iterator[Passage]:

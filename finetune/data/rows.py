@@ -52,13 +52,25 @@ class GenerationRow:
     answer: str
     refuse: bool = False
     """the references do not answer it, and the answer says so"""
+    history: tuple[tuple[str, str], ...] = ()
+    """questions and answers before it, oldest first"""
+    standalone: str | None = None
+    """the question as it reads without the history, which it is searched with; None: as it stands"""
     file: str = ""
     line: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """The row as it stands in a file; `refuse` only where it is true."""
-        record = {"question": self.question, "references": list(self.references), "answer": self.answer}
-        return {**record, "refuse": True} if self.refuse else record
+        """The row as it stands in a file; `refuse`, `history` and `standalone` only where they are given."""
+        record: dict[str, Any] = {
+            "question": self.question,
+            "references": list(self.references),
+            "answer": self.answer,
+        }
+        if self.refuse:
+            record["refuse"] = True
+        if self.history:
+            record["history"] = [list(turn) for turn in self.history]
+        return record if self.standalone is None else {**record, "standalone": self.standalone}
 
 
 Row = TypeVar("Row", RetrievalRow, GenerationRow)
@@ -97,7 +109,8 @@ def read_generation_rows(paths: Sequence[Path], *, max_text_chars: int = MAX_TEX
     """The generation rows of JSONL files (or JSON arrays), in order.
 
     Args:
-        paths: files of `{"question": str, "references": [str], "answer": str, "refuse"?: bool}`.
+        paths: files of `{"question": str, "references": [str], "answer": str, "refuse"?: bool,
+            "history"?: [[str, str]], "standalone"?: str}`.
         max_text_chars: a longer question, reference or answer is a bad row, in characters.
 
     Raises:
@@ -230,7 +243,29 @@ def _generation_row(record: dict[str, Any], texts: _Texts, file: str, line: int)
         )
     question, answer = texts.one(record, "question"), texts.one(record, "answer")
     references = texts.many(record, "references", may_be_empty=bool(refuse))
-    return GenerationRow(question, references, answer, bool(refuse), file, line)
+    return GenerationRow(
+        question=question,
+        references=references,
+        answer=answer,
+        refuse=bool(refuse),
+        history=_history(record),
+        standalone=texts.one(record, "standalone") if record.get("standalone") is not None else None,
+        file=file,
+        line=line,
+    )
+
+
+def _history(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    turns = record.get("history") or []
+    if not isinstance(turns, list):
+        turns = [turns]
+    for turn in turns:
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise BadRecordError(
+                f'"history" 应为 [问题, 回答] 的列表，其中有 {_shown(turn)}',
+                f'"history" must be a list of [question, answer], one is {_shown(turn)}',
+            )
+    return tuple((question, answer) for question, answer in turns)
 
 
 def _scores(record: Mapping[str, Any], key: str, passages: Sequence[str]) -> tuple[float, ...] | None:
