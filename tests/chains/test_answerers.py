@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,8 +17,10 @@ from chains.answerers import (
     Answerer,
     ChatModelAnswerer,
     ExtractiveAnswerer,
+    answer_messages,
     cite,
     cited,
+    condense_messages,
     refusal,
 )
 from chains.prompts import REFUSAL, Language
@@ -339,6 +341,70 @@ def test_a_model_that_copies_a_documents_own_marks_cites_only_what_supports_it()
     other = Document(page_content="食堂供应牛肉面。", metadata={"source": "b", "start": 0})
     citations = cited("年假为十天[2]。[1]", [passage, other])
     assert [(c["source"], c["supported"]) for c in citations] == [("a", True), ("b", False)]
+
+
+# -- a context that is full ----------------------------------------------------------------------------------------
+
+
+class ShortModel(RecordingModel):
+    """Counts characters as tokens, and has room for so many."""
+
+    room: int
+
+    def spare_tokens(self, messages: Sequence[BaseMessage]) -> int:
+        return self.room - sum(len(message.text) for message in messages)
+
+
+def numbered(count: int) -> list[Document]:
+    return [
+        Document(page_content=f"第{n}条" + "规定" * 50, metadata={"source": f"{n}.txt"}) for n in range(1, count + 1)
+    ]
+
+
+def length_with(passages: list[Document]) -> int:
+    return sum(len(message.text) for message in answer_messages("问？", passages, "zh"))
+
+
+def test_references_that_do_not_fit_are_left_out_whole_from_the_end_and_the_answer_says_so() -> None:
+    passages = numbered(5)
+    model = ShortModel(responses=["第1条规定。[1]第5条规定。[5]"], asked=[], room=length_with(passages[:3]))
+    output = ask(ChatModelAnswerer(model=model), "问？", *passages)
+    prompt = model.asked[0][-1].text
+    assert all(passage.page_content in prompt for passage in passages[:3])
+    assert "第4条" not in prompt
+    assert output["references_used"] == [1, 2, 3]
+    assert [(c["n"], c["supported"]) for c in output["citations"]] == [(1, True), (5, False)], "5 was not seen"
+
+
+async def test_async_leaves_out_the_same() -> None:
+    passages = numbered(3)
+    model = ShortModel(responses=["x"], asked=[], room=length_with(passages[:1]))
+    output = await ChatModelAnswerer(model=model).ainvoke({"question": "问？", "passages": passages})
+    assert output["references_used"] == [1]
+
+
+def test_where_all_references_fit_nothing_is_said() -> None:
+    passages = numbered(2)
+    model = ShortModel(responses=["x"], asked=[], room=length_with(passages))
+    assert "references_used" not in ask(ChatModelAnswerer(model=model), "问？", *passages)
+
+
+def test_the_best_reference_always_stays() -> None:
+    model = ShortModel(responses=["x"], asked=[], room=0)
+    assert ask(ChatModelAnswerer(model=model), "问？", *numbered(3))["references_used"] == [1]
+
+
+def test_a_conversation_that_does_not_fit_loses_its_oldest_turns() -> None:
+    history = [
+        HumanMessage("很久以前" * 100),
+        AIMessage("嗯"),
+        HumanMessage("XR-7 的转速？"),
+        AIMessage("一万二千转。"),
+    ]
+    room = sum(len(message.text) for message in condense_messages("它呢？", history[1:], "zh"))
+    model = ShortModel(responses=["XR-7 的保修期？"], asked=[], room=room)
+    ChatModelAnswerer(model=model).condense("它呢？", history, {})
+    assert model.asked[0][-1].text.startswith("对话历史：\n助手：嗯\n用户：XR-7")
 
 
 # -- follow-up questions -------------------------------------------------------------------------------------------

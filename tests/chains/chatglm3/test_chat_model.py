@@ -268,6 +268,23 @@ def test_quantised_models_answer_and_stream(tiny: Path, quantization: Any) -> No
     assert "".join(chunk.text for chunk in model.stream("你好")) == model.invoke("你好").text != ""
 
 
+def test_weights_in_memory_answer_before_and_after_a_step_of_training(tiny: Path) -> None:
+    """What evaluation in mid-training needs: nothing that generation leaves behind may stop the next backward pass."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    weights = AutoModelForCausalLM.from_pretrained(tiny).eval()
+    chat = ChatGLM3.from_model(weights, tiny, temperature=0, max_new_tokens=8)
+    loaded = ChatGLM3(model=str(tiny), device="cpu", dtype="float32", temperature=0, max_new_tokens=8)
+    assert chat.invoke("你好").text == loaded.invoke("你好").text
+    ids = torch.tensor([[5, 6, 7, 8]])
+    optimizer = torch.optim.SGD(weights.parameters(), lr=5.0)
+    weights.train()(ids, labels=ids).loss.backward()
+    optimizer.step()
+    weights.eval()
+    assert chat.invoke("你好").text != loaded.invoke("你好").text
+
+
 def test_many_threads_get_one_engine(tiny: Path) -> None:
     """Loading is slow; two requests at the start must not load twice."""
     models = [ChatGLM3(model=str(tiny), device="cpu", dtype="float32", max_rows=3) for _ in range(4)]
