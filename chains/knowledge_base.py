@@ -31,7 +31,7 @@ from chains import schema
 from chains.embeddings import Vectors
 from chains.knowledge_base_filters import MetadataFilter, allowed_values, holds, matches
 from loaders.errors import RagProjError
-from loaders.splitters import embedding_text
+from loaders.splitters import text_with_context
 
 if TYPE_CHECKING:
     from chains.knowledge_base_writer import Writer
@@ -341,7 +341,7 @@ class KnowledgeBase:
             for chunk_id, text, place, title in rows:
                 with decoding(self.path):
                     metadata = {"title": title, **json.loads(place)}
-                yield chunk_id, embedding_text(Document(page_content=text, metadata=metadata))
+                yield chunk_id, text_with_context(text, metadata)
 
     def vectors(self, generation: int, ids: Ids) -> Iterator[tuple[Ids, Vectors]]:
         """Batches of (ids (n,), vectors (n, dimensions) float32) for the ids, ascending; without a vector left out."""
@@ -485,7 +485,7 @@ class KnowledgeBase:
             connection = sqlite3.connect(self._database, timeout=60, isolation_level=None, check_same_thread=False)
             connection.execute("PRAGMA synchronous = NORMAL")  # WAL: a crash loses nothing committed
             connection.execute("PRAGMA secure_delete = ON")  # removed text is overwritten, not only unlinked
-            connection.execute("PRAGMA cache_size = -16384")
+            connection.execute("PRAGMA cache_size = -32768")  # KiB, filled by what is read
             self._local.connection = connection
             with self._lock:
                 for thread in [thread for thread in self._connections if not thread.is_alive()]:

@@ -8,7 +8,7 @@ from chains.analysis import fold, is_cjk
 from chains.clause_scores import read_question
 from chains.extraction import share_found
 from chains.knowledge_base import StoredChunk
-from loaders.splitters import embedding_text
+from loaders.splitters import text_with_context
 
 # What each adds to a lexical score of which the best is 1. By a conditional logit over the first 30 candidates of
 # cmrc2018_trial, cmrc2018_train_substitute, dureader2_demo_train and medfaq_train, rounded; recall is flat around them.
@@ -28,7 +28,7 @@ def closeness(question: str, chunks: Iterable[StoredChunk]) -> dict[int, float]:
     for chunk in chunks:
         title = fold(chunk.title.strip())
         raises[chunk.id] = (
-            WEIGHTS["mentioned"] * share_found(telling, fold(embedding_text(chunk.document())))
+            WEIGHTS["mentioned"] * share_found(telling, fold(text_with_context(chunk.text, chunk.metadata)))
             + WEIGHTS["title"] * (len(title) > 1 and title in folded)
             + WEIGHTS["opening"] * (chunk.start == 0)
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +21,13 @@ from chains.embeddings import Vectors
 from chains.extraction import coverage
 from chains.fulltext import FullTextIndex
 from chains.fusion import Ranking, above_last, diversify, fuse_ranks, fuse_scores, in_order, with_support
-from chains.knowledge_base import Ids, StoredChunk
+from chains.knowledge_base import Ids, KnowledgeBase, StoredChunk
+from chains.knowledge_base_filters import MetadataFilter
 from chains.lexical_embeddings import LexicalEmbeddings
 from chains.passages import join_neighbours
 from chains.rescoring import closeness
 from chains.vectorstores import FaissVectorStore
-from loaders.splitters import embedding_text
+from loaders.splitters import text_with_context
 
 # Of the dense leg. Vectors of the lexical embedder count the words that BM25 counts, only less exactly: recall falls
 # from .2 on. One that knows meanings is worth as much as BM25.
@@ -31,6 +35,22 @@ _LEXICAL_WEIGHT, _SEMANTIC_WEIGHT = 0.1, 0.5
 _FIRST = 3  # lexical hits that tell what the lexical leg is worth
 _SUPPORTED = 60  # of the fused chunks: what stands further down neither comes up nor lifts others
 _DEPTH = 4  # times `top_k` chunks to choose from, where the best ones may not all be taken
+
+
+class Reader:
+    """Chunks of a knowledge base, each read once for one question."""
+
+    def __init__(self, knowledge_base: KnowledgeBase) -> None:
+        self._kb = knowledge_base
+        self._read: dict[int, StoredChunk] = {}
+
+    def chunks(self, ids: Iterable[int], condition: MetadataFilter | None = None) -> dict[int, StoredChunk]:
+        """As `KnowledgeBase.chunks`; those that are gone are left out."""
+        if condition is not None:  # which of the documents that hold a chunk is shown depends on it
+            return self._kb.chunks(ids, condition)
+        wanted = list(ids)
+        self._read |= self._kb.chunks(i for i in wanted if i not in self._read)
+        return {i: self._read[i] for i in wanted if i in self._read}
 
 
 class ChunkRetriever(BaseRetriever):
@@ -59,13 +79,14 @@ class ChunkRetriever(BaseRetriever):
             self.background = Background(self.store)
         return self
 
-    def rank(self, query: str, k: int, *, vector: Vectors | None = None) -> Ranking:
+    def rank(self, query: str, k: int, *, vector: Vectors | None = None, read: Reader | None = None) -> Ranking:
         """(chunk id, score) of the k best chunks, best first; scores compare within one ranking only.
 
         Args:
             query: the question.
             k: chunks, at most.
             vector: of the question, where it is known already.
+            read: chunks are read through it, so that those read for this question are not read again.
         """
         raise NotImplementedError
 
@@ -79,8 +100,9 @@ class ChunkRetriever(BaseRetriever):
         vector = self._query_vector(query)
         wanted = self.top_k if self.reranker is None else max(self.top_k, self.rerank_fetch)
         choosy = self.per_source is not None or self.mmr_lambda is not None
-        ranking = self.rank(query, wanted * _DEPTH if choosy else wanted, vector=vector)
-        chunks = self.store.knowledge_base.chunks((i for i, _ in ranking), self.filter)
+        read = Reader(self.store.knowledge_base)
+        ranking = self.rank(query, wanted * _DEPTH if choosy else wanted, vector=vector, read=read)
+        chunks = read.chunks((i for i, _ in ranking), self.filter)
         ranking = self._chosen([hit for hit in ranking if hit[0] in chunks], chunks, wanted)
         hits = [chunks[i] for i, _ in ranking]
         documents = self._with_relevance(query, vector, hits)
@@ -142,7 +164,7 @@ class ChunkRetriever(BaseRetriever):
 class DenseRetriever(ChunkRetriever):
     """Nearest vectors."""
 
-    def rank(self, query: str, k: int, *, vector: Vectors | None = None) -> Ranking:
+    def rank(self, query: str, k: int, *, vector: Vectors | None = None, read: Reader | None = None) -> Ranking:
         """By cosine."""
         return self.store.search_ids(self.store.embed_query(query) if vector is None else vector, k, self.filter)
 
@@ -152,7 +174,7 @@ class LexicalRetriever(ChunkRetriever):
 
     fulltext: FullTextIndex
 
-    def rank(self, query: str, k: int, *, vector: Vectors | None = None) -> Ranking:
+    def rank(self, query: str, k: int, *, vector: Vectors | None = None, read: Reader | None = None) -> Ranking:
         """By BM25."""
         return self.fulltext.search(query, k, self._allowed())
 
@@ -170,13 +192,16 @@ class HybridRetriever(ChunkRetriever):
     fetch: int = 100
     rescore: int = 20
 
-    def rank(self, query: str, k: int, *, vector: Vectors | None = None) -> Ranking:
+    def rank(self, query: str, k: int, *, vector: Vectors | None = None, read: Reader | None = None) -> Ranking:
         """By fused score, raised where other chunks of the same document were found too, the best looked at again."""
         fetch = max(self.fetch, k)
+        read = read or Reader(self.store.knowledge_base)
         vector = self.store.embed_query(query) if vector is None else vector
+        # both engines work outside Python's lock; one of the two threads is this one
+        nearest_coming = _second_thread(os.getpid()).submit(self.store.search_ids, vector, fetch, self.filter)
         lexical = self.fulltext.search(query, fetch, self._allowed())
-        nearest = self.store.search_ids(vector, fetch, self.filter)
-        weights = self._weights(query, lexical)
+        nearest = nearest_coming.result()
+        weights = self._weights(query, lexical, read)
         if self.fusion == "rrf":
             fused = fuse_ranks([lexical, nearest], weights)
         else:
@@ -185,10 +210,10 @@ class HybridRetriever(ChunkRetriever):
         documents = self.store.knowledge_base.document_ids(i for i, _ in fused)
         ranking = with_support(fused, documents, self.support)
         if self.fusion == "weighted" and self.rescore:
-            ranking = self._looked_at_again(query, ranking, weights[0])
+            ranking = self._looked_at_again(query, ranking, weights[0], read)
         return ranking[:k]
 
-    def _weights(self, query: str, lexical: Ranking) -> list[float]:
+    def _weights(self, query: str, lexical: Ranking, read: Reader) -> list[float]:
         """Weights of the lexical and the dense leg.
 
         The best of BM25 may be bad, when a question is worded unlike all documents. Beside an embedder that could know
@@ -200,12 +225,12 @@ class HybridRetriever(ChunkRetriever):
         dense = _SEMANTIC_WEIGHT if self.dense_weight is None else self.dense_weight
         if self.fusion == "rrf":
             return [1 - dense, dense]
-        first = self.store.knowledge_base.chunks(i for i, _ in lexical[:_FIRST])
-        shares = [coverage(query, embedding_text(chunk.document())) for chunk in first.values()]
+        first = read.chunks(i for i, _ in lexical[:_FIRST])
+        shares = [coverage(query, text_with_context(chunk.text, chunk.metadata)) for chunk in first.values()]
         return [(1 - dense) * max(shares, default=0.0), dense]
 
-    def _looked_at_again(self, query: str, ranking: Ranking, weight: float) -> Ranking:
-        chunks = self.store.knowledge_base.chunks(i for i, _ in ranking[: self.rescore])
+    def _looked_at_again(self, query: str, ranking: Ranking, weight: float, read: Reader) -> Ranking:
+        chunks = read.chunks(i for i, _ in ranking[: self.rescore])
         raises = closeness(query, chunks.values())
         raised = {i: score + weight * raises[i] for i, score in ranking if i in raises}
         return in_order(raised) + ranking[self.rescore :]
@@ -226,6 +251,12 @@ class StoreRetriever(BaseRetriever):
             return self.vectorstore.similarity_search(query, k=self.top_k)
         documents = self.vectorstore.similarity_search(query, k=max(self.top_k, self.rerank_fetch))
         return list(self.reranker.compress_documents(documents, query, callbacks=run_manager.get_child()))[: self.top_k]
+
+
+@functools.cache
+def _second_thread(process: int) -> ThreadPoolExecutor:
+    """Where the dense legs of all questions run, in a process: a fork has none of the threads of its parent."""
+    return ThreadPoolExecutor(thread_name_prefix=f"ragproj-dense-{process}")
 
 
 def _is_lexical(store: FaissVectorStore) -> bool:

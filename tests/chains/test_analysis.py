@@ -18,6 +18,11 @@ def test_folding_keeps_the_place_of_every_character() -> None:
     assert all(fold(mixed)[i] == fold(mixed[i]) for i in range(len(mixed)))
 
 
+def test_long_texts_fold_like_short_ones() -> None:
+    every = [chr(code) for code in range(0x110000)]  # lone surrogates too, which a damaged file may bring
+    assert fold("".join(every)) == "".join(fold(character) for character in every)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
