@@ -16,6 +16,7 @@ from pydantic import Field
 
 from chains.caches import beside, read_cache, write_cache
 from chains.embeddings import Vectors
+from chains.faiss_gpu import MOST_HITS, copy_to_gpu, gpu_is_there
 from chains.knowledge_base import Changes, Generation, Ids, KnowledgeBase
 from loaders.config import Config
 
@@ -32,6 +33,7 @@ _GRAPH_REBUILT_UP_TO = 200_000  # a graph cannot give up a point, only be built 
 # wait for each other (20 ms with one, 44 ms with two, measured under load).
 _ONE_THREAD_UP_TO = 200_000
 _DEAD_SHARE = 0.2  # of the positions, from which on the next search waits until they are taken out
+_GPU_TIMES = 20  # as many vectors are searched exactly where a GPU does it: 2 GB of its memory
 _CANDIDATES = 600  # rescored by the second stage of `rabitq`; recall@10 .98 on 118k and 1M lexical vectors
 
 
@@ -46,7 +48,7 @@ class _Kind:
 _KINDS: dict[Kind, _Kind] = {
     "flat": _Kind("SQfp16", "exact over half-precision vectors, 9 ms at 118k"),
     "sq8": _Kind("SQ8", "8 bits a dimension, half the memory of flat, recall@10 .99"),
-    "hnsw": _Kind("HNSW32,SQ8", "a graph: fastest to search, slow to build; suits semantic embeddings"),
+    "hnsw": _Kind("HNSW32,SQ8", "a graph: fastest to search, slow to build; for semantic embeddings only"),
     "rabitq": _Kind("RR{d},RaBitQfs,Refine(SQ8)", "1 bit a dimension, the best 600 rescored with 8 bits"),
 }
 
@@ -85,6 +87,7 @@ class FaissIndex:
         self._alive = 0  # positions that are not dead
         self._whole = False  # whether it had a vector of every chunk of its revision
         self._index: Any = None
+        self._gpu: Any = None  # a copy of an exact index; None where there is no GPU
         # whether the index file is what is in memory; positions that died are told by the state file alone
         self._file_is_current = False
         self._checksum = 0
@@ -191,6 +194,7 @@ class FaissIndex:
             return
         self._revision = self._saved = header["revision"]
         self._checksum, self._file_is_current = header["crc32"], True
+        self._copy_to_gpu()
 
     @property
     def _dead(self) -> int:
@@ -232,6 +236,8 @@ class FaissIndex:
             # the others learn their codes from the vectors, which takes some
             return self._config.index if vectors >= _LEAST_TRAINED else "flat"
         limit = self._config.exact_up_to * 1024 / self._generation.dimensions
+        if gpu_is_there():
+            limit *= _GPU_TIMES
         if self._kind == "rabitq" and self._index is not None:
             limit *= 0.8  # not back and forth at the limit
         # the fast scan packs eight dimensions into a byte
@@ -245,8 +251,10 @@ class FaissIndex:
         dimensions = self._generation.dimensions
         factory = _KINDS[kind].factory.format(d=dimensions)
         logger.info("FAISS index %s for %d vectors: %s", kind, len(active), _KINDS[kind].reason)
+        if kind == "hnsw" and self._generation.fingerprint.startswith("lexical"):
+            logger.warning("index hnsw finds six of ten neighbours among lexical vectors; choose auto for all of them")
         self._kind, self._ids, self._alive = kind, np.zeros(0, np.int64), 0
-        self._index = None
+        self._index = self._gpu = None
         if not len(active):
             return
         self._index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
@@ -258,6 +266,11 @@ class FaissIndex:
                 return
             self._index.train(np.concatenate(rows))
         self._add(active)
+        self._copy_to_gpu()
+
+    def _copy_to_gpu(self) -> None:
+        exact = self._kind in {"flat", "sq8"} and self._index is not None
+        self._gpu = copy_to_gpu(self._index) if exact else None
 
     def _drop(self, gone: npt.NDArray[np.bool_]) -> None:
         """Positions die: a search passes over them."""
@@ -284,12 +297,15 @@ class FaissIndex:
         else:
             self._index.remove_ids(selector)
         self._ids = self._ids[~gone]
+        self._copy_to_gpu()
 
     def _add(self, ids: Ids) -> int:
         """Take in the vectors of chunks; how many there were."""
         before = self._alive
         for found, vectors in self._kb.vectors(self._generation.id, ids):
             self._index.add(vectors)
+            if self._gpu is not None:
+                self._gpu.add(vectors)
             self._file_is_current = False
             self._ids = np.concatenate([self._ids, found])
             self._alive += len(found)
@@ -302,7 +318,10 @@ class FaissIndex:
         # a few dead ones are likely among the nearest: asked for at once, instead of a second search
         fetch = min(k + min(self._dead, _DEAD_AT_ONCE), total)
         while fetch:
-            scores, positions = self._index.search(query, fetch, params=self._parameters(fetch))
+            if self._gpu is not None and fetch <= MOST_HITS:
+                scores, positions = self._gpu.search(query, fetch)
+            else:
+                scores, positions = self._index.search(query, fetch, params=self._parameters(fetch))
             found = self._hits(scores[0], positions[0])
             if len(found) >= k or fetch == total:
                 return found

@@ -424,6 +424,17 @@ def test_few_vectors_are_searched_exactly_whatever_is_configured(kb: KnowledgeBa
     assert index.kind == kind
 
 
+@pytest.mark.usefixtures("every_size")
+@pytest.mark.parametrize(("fingerprint", "warned"), [("lexical-1024-abc", True), ("bge", False)])
+def test_a_graph_over_lexical_vectors_is_warned_of(
+    kb: KnowledgeBase, caplog: pytest.LogCaptureFixture, fingerprint: str, warned: bool
+) -> None:
+    kb.writer().first_generation(fingerprint, clustered(1, 64)[0], None)
+    add(kb, "a", clustered(10, 64))
+    assert opened(kb, index="hnsw").kind == "hnsw"
+    assert ("lexical vectors" in caplog.text) is warned
+
+
 def test_a_full_disk_leaves_the_old_files_and_says_so(kb: KnowledgeBase, caplog: pytest.LogCaptureFixture) -> None:
     vectors = clustered(100, 64)
     ids = add(kb, "a", vectors)
