@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def joined(device: str) -> Iterator[Processes]:
     if on_gpu:
         torch.cuda.set_device(local_rank)
     if started_here:
-        distributed.init_process_group("nccl" if on_gpu else "gloo")
+        # the others wait while the first evaluates, which may take longer than nccl's ten minutes
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=12))
     processes = Processes(distributed.get_rank(), distributed.get_world_size(), local_rank)
     logger.info("process %d of %d", processes.rank + 1, processes.count)
     try:

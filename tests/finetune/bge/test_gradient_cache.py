@@ -34,7 +34,9 @@ def in_batch_loss(vectors: torch.Tensor) -> torch.Tensor:
     return loss_of(groups[:, 0], groups[:, 1:].flatten(0, 1), Objective(temperature=0.1))
 
 
-def gradient(directory: ModelDirectory, ids: list[list[int]], graph_tokens: int) -> tuple[float, dict[str, torch.Tensor]]:
+def gradient(
+    directory: ModelDirectory, ids: list[list[int]], graph_tokens: int
+) -> tuple[float, dict[str, torch.Tensor]]:
     """(loss, gradient by parameter) with dropout on."""
     encoder = load_encoder(directory).train()
     loss = backward(

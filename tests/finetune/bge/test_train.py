@@ -239,7 +239,9 @@ def test_a_query_instruction_of_its_own_is_served_afterwards(tiny_model: Path, t
     assert read_model_directory(candidate).query_instruction == "检索："
 
 
-@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 64}, {"graph_tokens": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"gradient_checkpointing": True}, {"micro_batch_tokens": 64}, {"graph_tokens": 0}]
+)
 def test_ways_to_save_memory_do_not_change_what_is_learned(
     tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:

@@ -1,0 +1,267 @@
+"""A retriever from random weights, trained on medical questions: what it gains, alone and beside lexical search.
+
+    python -m benchmarks.medfaq_training               # the run that is kept: about 35 minutes on two quiet cores
+    python -m benchmarks.medfaq_training --judge dev   # to choose settings: trains on less, never sees the test part
+
+BERT-mini (4 layers of 256) starts from random weights. The 5,794 answers of `medfaq_train` are split by passage: the
+questions of 80 % are for training, a tenth of which are the dev part that picks the checkpoint and the weight of the
+dense leg; the questions of the other 20 % are the test. Every question is searched for among all 5,794 answers. Texts
+of test passages are never trained on.
+
+Each training passage is seen whole and in halves; its question, the patient's own longer description and its own first
+sentence are three queries for it. Passages of the same answer are never negatives of each other (`mask_same_document`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import RESULTS, Report
+from benchmarks.material import DATA
+from benchmarks.random_models import build_bert
+from chains.metrics import paired_interval
+from finetune.data.rows import RetrievalRow
+from finetune.evaluation import (
+    Embedded,
+    Passage,
+    RetrievalSet,
+    Scores,
+    embed_set,
+    evaluate_embeddings,
+    score_rankings,
+    score_vectors,
+)
+
+STEM = "medfaq_train"
+MAX_TOKENS = 224  # the longest answers have 219 characters
+TEST_SHARE, DEV_SHARE = 0.2, 0.1
+INTERVAL_QUESTIONS, INTERVAL_PASSAGES = 300, 1_500  # of an evaluation in mid-training
+DENSE_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5)
+SEED = 1
+GAIN_BAR, MINUTES_BAR = 3.0, 40.0
+METRIC = "recall@10"
+# Chosen on the dev part, see `--judge dev`.
+SETTINGS: dict[str, Any] = {
+    "pooling": "mean",
+    "batch_size": 128,
+    "learning_rate": 5e-4,
+    "temperature": 0.05,
+    "dropout": 0.0,
+    "weight_decay": 0.01,
+    "epochs": 12.0,
+}
+_SENTENCE = re.compile(r"^.{8,60}?[，。！？；]")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The questions by part, by their passages."""
+
+    train: list[dict[str, Any]]
+    dev: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+    passages: dict[str, str]
+
+
+def split() -> Split:
+    """The three parts; no passage has questions in two of them."""
+    questions, passages = _lines(STEM), {row["id"]: row["text"] for row in _lines(f"{STEM}_passages")}
+    ids = sorted(passages)
+    random.Random(SEED).shuffle(ids)
+    test = set(ids[: round(TEST_SHARE * len(ids))])
+    training = ids[len(test) :]
+    dev = set(training[: round(DEV_SHARE * len(training))])
+    parts: dict[str, list[dict[str, Any]]] = {"train": [], "dev": [], "test": []}
+    for row in questions:
+        passage = row["context_id"]
+        parts["test" if passage in test else "dev" if passage in dev else "train"].append(row)
+    return Split(parts["train"], parts["dev"], parts["test"], passages)
+
+
+def training_rows(questions: Sequence[Mapping[str, Any]], passages: Mapping[str, str]) -> list[RetrievalRow]:
+    """Rows without mined negatives: the others of the batch are enough."""
+    rows = []
+    for number, row in enumerate(questions):
+        text = passages[row["context_id"]]
+        views = (text, *halves(text))
+        queries = [row["question"], row.get("detail") or ""]
+        for query in filter(None, queries):
+            rows.append(_row(query, views, row["context_id"], number))
+        if found := _SENTENCE.match(text):  # inverse cloze (Lee et al. 2019): a sentence asks for the rest
+            rest = text[found.end() :]
+            if len(rest) > 20:
+                rows.append(_row(found.group(), (rest, *halves(rest)), row["context_id"], number))
+    return rows
+
+
+def halves(text: str) -> tuple[str, str]:
+    """A text cut at the punctuation mark nearest its middle."""
+    marks = [found.end() for found in re.finditer("[，。！？；]", text[:-1])] or [len(text) // 2]
+    cut = min(marks, key=lambda place: abs(place - len(text) // 2))
+    return text[:cut], text[cut:]
+
+
+def _row(query: str, positives: tuple[str, ...], passage: str, number: int) -> RetrievalRow:
+    kept = tuple(text for text in positives if text)
+    return RetrievalRow(query, kept, pos_docs=(passage,) * len(kept), file=STEM, line=number)
+
+
+def questions_over_pool(name: str, questions: Sequence[Mapping[str, Any]], passages: Mapping[str, str]) -> RetrievalSet:
+    """Questions that are searched for among all passages."""
+    pool = tuple(Passage(identifier, text) for identifier, text in sorted(passages.items()))
+    gold = tuple((row["context_id"],) for row in questions)
+    return RetrievalSet(name, tuple(row["question"] for row in questions), gold, pool)
+
+
+def fused_scores(vectors: Embedded, questions: RetrievalSet, weights: Sequence[float]) -> dict[str, Scores]:
+    """Scores of BM25 ("lexical") and of the project's own hybrid retriever at each weight of its dense leg."""
+    from benchmarks.training_store import open_store
+    from chains.retrievers import HybridRetriever, LexicalRetriever
+
+    found = {}
+    with open_store(questions.passages, vectors.passages) as (store, fulltext):
+        retrievers: dict[str, Any] = {"lexical": LexicalRetriever(store=store, fulltext=fulltext)}
+        for weight in weights:
+            retrievers[f"{weight:g}"] = HybridRetriever(store=store, fulltext=fulltext, dense_weight=weight)
+        for name, retriever in retrievers.items():
+            rankings = [
+                [chunk for chunk, _ in retriever.rank(question, 10, vector=vector)]
+                for question, vector in zip(questions.questions, vectors.queries, strict=True)
+            ]
+            chunks = store.knowledge_base.chunks(chunk for ranking in rankings for chunk in ranking)
+            found[name] = score_rankings([[chunks[chunk].key for chunk in ranking] for ranking in rankings], questions)
+    return found
+
+
+def main() -> None:
+    """Train, judge, and keep what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", choices=["test", "dev"], default="test", help="the part that is judged on")
+    parser.add_argument("--pool", type=int, default=None, help="passages searched, for trials; default: all")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("settings", nargs="*", help="key=value in place of SETTINGS")
+    options = parser.parse_args()
+    settings = SETTINGS | {
+        key: json.loads(value) for key, _, value in (item.partition("=") for item in options.settings)
+    }
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    import torch
+
+    torch.set_num_threads(options.threads)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Report(
+            "medfaq_training", {"judge": options.judge, "pool": options.pool, **settings}, options.results
+        ) as report,
+    ):
+        run(report, Path(scratch), settings, options.judge, options.pool)
+
+
+def run(report: Report, scratch: Path, settings: Mapping[str, Any], judge: str, pool: int | None) -> None:
+    """One training and what came of it."""
+    from chains.bge.embeddings import BGEEmbeddings
+    from finetune.bge.config import BgeTrainingConfig
+    from finetune.bge.train import train
+
+    started = time.perf_counter()
+    parts = split()
+    rows = training_rows(parts.train, parts.passages)
+    dev = questions_over_pool("dev", parts.dev, parts.passages)
+    judged = questions_over_pool(judge, getattr(parts, judge), parts.passages)
+    if pool is not None:
+        dev, judged = (
+            found.sampled(max_questions=len(found.questions), max_passages=pool, seed=SEED) for found in (dev, judged)
+        )
+    during = dev.sampled(max_questions=INTERVAL_QUESTIONS, max_passages=INTERVAL_PASSAGES, seed=SEED)
+    others = {key: value for key, value in settings.items() if key != "pooling"}
+    base = build_bert(scratch / "base", "mini", pooling=settings["pooling"], max_tokens=MAX_TOKENS)
+    config = BgeTrainingConfig(
+        model=str(base),
+        output=scratch / "run",
+        train=[Path(STEM)],
+        group_size=1,
+        query_max_tokens=96,
+        passage_max_tokens=MAX_TOKENS,
+        **others,
+    )
+    before = score_vectors(embed_set(BGEEmbeddings(model=base, engine="torch"), judged), judged)
+    result = train(config, rows, evaluate=lambda found: evaluate_embeddings(found, during).mean(METRIC))
+    tuned = BGEEmbeddings(model=result.candidate, engine="torch")
+    vectors = embed_set(tuned, judged)
+    after = score_vectors(vectors, judged)
+    report.add(
+        "training",
+        rows=len(rows),
+        steps=result.steps,
+        rows_per_s=result.rows_per_s,
+        minutes=result.seconds / 60,
+        best_step=result.best_step or 0,
+        loss_first=result.losses[0],
+        loss_last=result.losses[-1],
+    )
+    # the weight of the dense leg is a setting: chosen on dev, where the test set must not choose it
+    chosen = fused_scores(_with_questions(vectors, tuned, dev), dev, DENSE_WEIGHTS)
+    weight = max(DENSE_WEIGHTS, key=lambda value: chosen[f"{value:g}"].mean(METRIC))
+    fused = fused_scores(vectors, judged, [weight])
+    for name, scores in {"random weights": before, "trained": after, "BM25": fused["lexical"],
+                         f"BM25 + trained, dense weight {weight:g}": fused[f"{weight:g}"]}.items():  # fmt: skip
+        report.add(f"{judge}: {scores.questions} questions, {scores.passages} passages", who=name, **scores.means())
+    compare(report, "trained against random weights", before, after)
+    gain = compare(report, "fused against BM25", fused["lexical"], fused[f"{weight:g}"])
+    minutes = (time.perf_counter() - started) / 60
+    if judge == "test":
+        ratio = after.mean(METRIC) / max(before.mean(METRIC), 1e-9)
+        report.bar(f"{METRIC} over its start", ratio, GAIN_BAR, "x", at_least=True)
+        report.bar(f"{METRIC} fused over BM25", gain, 0.0, "", at_least=True)
+        report.bar("whole run", minutes, MINUTES_BAR, "min")
+    draw_curves(report.folder / f"medfaq_training-{report.machine['date'][:10]}.png", result.losses, result.scores)
+
+
+def _with_questions(vectors: Embedded, embeddings: Any, questions: RetrievalSet) -> Embedded:
+    """The same passages with the questions of another set."""
+    return replace(vectors, queries=embeddings.embed_queries_array(questions.questions))
+
+
+def compare(report: Report, what: str, before: Scores, after: Scores) -> float:
+    """The mean difference of recall@10 with its 95 % paired bootstrap interval, as a row; returns the mean."""
+    found = paired_interval(before.by_metric[METRIC], after.by_metric[METRIC], seed=SEED)
+    interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
+    report.add("differences", what=what, metric=METRIC, mean=found.mean, interval_95=interval)
+    return found.mean
+
+
+def draw_curves(path: Path, losses: Sequence[float], scores: Sequence[tuple[int, float]]) -> None:
+    """The loss of every step and the dev score of every evaluation as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.plot(range(1, len(losses) + 1), losses, linewidth=0.8)
+    left.set(title="training loss", xlabel="step")
+    right.plot([step for step, _ in scores], [score for _, score in scores], "o-")
+    right.set(title=f"dev {METRIC}, {INTERVAL_PASSAGES:,} passages", xlabel="step")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _lines(stem: str) -> list[dict[str, Any]]:
+    with (DATA / f"{stem}.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+if __name__ == "__main__":
+    main()
