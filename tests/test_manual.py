@@ -62,6 +62,10 @@ QUESTIONS = [
     ("以前用 LangChain 的 FAISS 保存的目录能导入吗？", "import-faiss", "command_line.md"),
     ("知识库目录里哪些文件可以删除？", "faiss-*", "how_it_works.md"),
     ("网页上正在上传，怎样停止？", "停止", "web_page.md"),
+    ("ChatGLM3 量化以后占多少显存？", "约占 4 GB", "chatglm3.md"),
+    ("我以前训练的 LoRA 还能用吗？", "llm.adapter", "chatglm3.md"),
+    ("回答里的引用为什么被划掉了？", "资料中没有支持这句话的内容", "chatglm3.md"),
+    ("怎样在本机跑 Qwen？", "huggingface", "chatglm3.md"),
 ]
 
 
