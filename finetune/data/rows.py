@@ -139,7 +139,7 @@ class _Texts:
 
     def one(self, record: Mapping[str, Any], key: str) -> str:
         """The text under a key."""
-        return self._text(_required(record, key), f'"{key}"')
+        return self._text(_required(record, key), key)
 
     def many(self, record: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> tuple[str, ...]:
         """The texts in the list under a key."""
@@ -150,15 +150,17 @@ class _Texts:
                 f'"{key}" 应为{kind[0]}文本列表，实际是 {_shown(values)}',
                 f'"{key}" must be a {kind[1]}list of texts, got {_shown(values)}',
             )
-        return tuple(self._text(value, f'"{key}"[{number}]') for number, value in enumerate(values))
+        return tuple([self._text(value, key, number) for number, value in enumerate(values)])
 
-    def _text(self, value: object, name: str) -> str:
-        if not isinstance(value, str) or not value.strip():
+    def _text(self, value: object, key: str, number: int | None = None) -> str:
+        if not isinstance(value, str) or not value or value.isspace():
+            name = _name(key, number)
             raise BadRecordError(
                 f"{name} 应为非空的文本，实际是 {_shown(value)}",
                 f"{name} must be a non-empty text, got {_shown(value)}",
             )
         if len(value) > self.max_chars:
+            name = _name(key, number)
             raise BadRecordError(
                 f"{name} 有 {len(value)} 个字符，最多 {self.max_chars} 个；请先切分",
                 f"{name} has {len(value)} characters, {self.max_chars} at most; split it first",
@@ -204,7 +206,7 @@ def _rows_of(path: Path, build: _Build[Row], texts: _Texts) -> Iterator[Row | Pr
 def _retrieval_row(record: dict[str, Any], texts: _Texts, file: str, line: int) -> RetrievalRow:
     query = texts.one(record, "query")
     pos, neg = texts.many(record, "pos"), texts.many(record, "neg", may_be_empty=True)
-    positives = {same_text(text) for text in pos}
+    positives = {same_text(text) for text in pos} if neg else set()
     for number, text in enumerate(neg):
         if same_text(text) in positives:
             raise BadRecordError(
@@ -311,6 +313,10 @@ def _required(record: Mapping[str, Any], key: str) -> object:
     if key not in record:
         raise BadRecordError(f'缺少 "{key}"', f'"{key}" is missing')
     return record[key]
+
+
+def _name(key: str, number: int | None) -> str:
+    return f'"{key}"' if number is None else f'"{key}"[{number}]'
 
 
 def _shown(value: object) -> str:
