@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,10 +66,16 @@ def convert_adapter(source: Path, target: Path, *, base: Path | None = None) -> 
     native = {**config, "target_modules": targets}
     if base is not None:
         native["base_model_name_or_path"] = str(base)
-    target.mkdir(parents=True, exist_ok=True)
-    write_shard(target / _WEIGHTS[0], tensors)
-    write_json(target / ADAPTER_CONFIG, native)
-    write_json(target / MANIFEST, {"kind": "chatglm3-adapter", "source": source.name, "tensors": len(tensors)})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+        written = Path(beside) / target.name
+        written.mkdir()
+        write_shard(written / _WEIGHTS[0], tensors)
+        write_json(written / ADAPTER_CONFIG, native)
+        write_json(written / MANIFEST, {"kind": "chatglm3-adapter", "source": source.name, "tensors": len(tensors)})
+        if target.is_dir():
+            target.rmdir()  # it is empty
+        written.rename(target)
     return len(tensors)
 
 

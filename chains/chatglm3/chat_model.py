@@ -64,7 +64,7 @@ def shared_engine(options: ModelOptions, max_rows: int) -> GenerationEngine:
 
 
 def _engine(model: Any, max_rows: int) -> GenerationEngine:
-    context = model.config.max_position_embeddings
+    context = model.config.get_text_config().max_position_embeddings
     return GenerationEngine(model, stop_ids=_stop_ids(model), context=context, max_rows=max_rows)
 
 

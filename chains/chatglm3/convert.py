@@ -127,7 +127,7 @@ def _run(direction: _Direction, target: Path, progress: Progress | None) -> Conv
         write_index(target / "model.safetensors.index.json", file_of, total)
     manifest = {**identity, "tensors": report.tensors, "parameters": parameters, "files": sorted(direction.outputs)}
     write_json(target / MANIFEST, manifest)
-    (target / _UNFINISHED).unlink()
+    (target / _UNFINISHED).unlink(missing_ok=True)
     if progress is not None:
         progress(report.shards, report.shards)
     return report

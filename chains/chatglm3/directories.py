@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from chains.chatglm3.adapters import ADAPTER_CONFIG, convert_adapter, is_original_adapter
-from chains.chatglm3.checkpoints import read_json
+from chains.chatglm3.checkpoints import read_json, shard_names
 from chains.chatglm3.convert import MANIFEST, convert_chatglm3
 from chains.chatglm3.settings import ConversionError, is_original
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # never *.py: no code comes from a model
-_DOWNLOADED = ["*.json", "*.jinja", "tokenizer.model", "LICENSE*", "MODEL_LICENSE*"]
+_DOWNLOADED = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "MODEL_LICENSE*"]
 
 
 def cache_folder() -> Path:
@@ -95,12 +95,12 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        try:
-            return Path(
-                snapshot_download(name, allow_patterns=[*_DOWNLOADED, "*.safetensors", "*.bin"], local_files_only=True)
-            )
-        except LocalEntryNotFoundError:
-            logger.warning("downloading %s", name)
+        here = Path(snapshot_download(name, allow_patterns=[*_DOWNLOADED, "*.bin"], local_files_only=True))
+        shard_names(here)
+        return here
+    except (LocalEntryNotFoundError, ConversionError):  # never downloaded, or not to the end
+        logger.warning("downloading %s", name)
+    try:
         files = HfApi().list_repo_files(name)
         weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
         return Path(snapshot_download(name, allow_patterns=[*_DOWNLOADED, weights]))

@@ -88,7 +88,7 @@ def load_causal_model(options: ModelOptions) -> Any:
 
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "trust_remote_code": False}
     if options.quantization != "none":
         arguments["quantization_config"] = _quantization(options.quantization, dtype)
     logger.info("loading %s, %s, quantization %s", options.directory, dtype, options.quantization)
