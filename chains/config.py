@@ -24,6 +24,42 @@ class LexicalEmbeddingsConfig(Config):
     dimensions: int = Field(default=1024, ge=64, le=1024, description="length of a vector")
 
 
+class BgeEmbeddingsConfig(Config):
+    """A BGE model: small, base and large v1.5 in Chinese or English, bge-m3's dense vectors, or one trained here."""
+
+    type: Literal["bge"] = Field(default="bge", alias="_type")
+    model: str = Field(min_length=1, description="directory of the model, or a model id such as BAAI/bge-base-zh-v1.5")
+    adapter: str | None = Field(default=None, description="directory of a LoRA adapter trained on it")
+    engine: Literal["auto", "torch", "torch_int8", "openvino", "openvino_int8"] = Field(
+        default="auto", description="what computes; auto measures those that agree with float32 and takes the fastest"
+    )
+    query_instruction: str | None = Field(
+        default=None, description='put before questions; null: what the model directory says; "": none'
+    )
+    max_length: int | None = Field(
+        default=None, ge=3, description="tokens of a text, [CLS] and [SEP] included; null: the model's own limit"
+    )
+    device: str | None = Field(
+        default=None, description="cpu, cuda (every GPU) or some, as cuda:0,cuda:1; null: GPUs where there are any"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the engine torch; auto: float16 on a GPU, else float32"
+    )
+
+
+class BgeRerankerConfig(Config):
+    """A cross-encoder, such as bge-reranker-base: reads question and passage together; better order, more work."""
+
+    type: Literal["bge_reranker"] = Field(default="bge_reranker", alias="_type")
+    model: str = Field(min_length=1, description="directory of the model, or a model id such as BAAI/bge-reranker-base")
+    adapter: str | None = Field(default=None, description="directory of a LoRA adapter trained on it")
+    max_length: int = Field(default=512, ge=8, description="tokens of question and passage together")
+    device: str | None = Field(default=None, description="cpu or cuda; null: a GPU where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: float16 on a GPU, else float32"
+    )
+
+
 FilterValue = str | int | float | bool
 
 
@@ -108,7 +144,7 @@ class HuggingFaceConfig(Config, LocalModelOptions):
     type: Literal["huggingface"] = Field(default="huggingface", alias="_type")
 
 
-EmbeddingsConfig = LexicalEmbeddingsConfig
+EmbeddingsConfig = Annotated[LexicalEmbeddingsConfig | BgeEmbeddingsConfig, Field(discriminator="type")]
 RetrieverConfig = Annotated[
     DenseRetrieverConfig | LexicalRetrieverConfig | HybridRetrieverConfig, Field(discriminator="type")
 ]
@@ -135,6 +171,7 @@ class RagConfig(Config):
     embeddings: EmbeddingsConfig = Field(default_factory=LexicalEmbeddingsConfig)
     vectorstore: FaissConfig = Field(default_factory=FaissConfig)
     retriever: RetrieverConfig = Field(default_factory=HybridRetrieverConfig)
+    reranker: BgeRerankerConfig | None = Field(default=None, description="puts the hits in a better order; null: none")
     llm: LLMConfig = Field(default_factory=ExtractiveConfig)
     llms: dict[str, LLMConfig] = Field(
         default_factory=dict, description="further generators by name, to choose from at run time"

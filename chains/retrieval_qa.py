@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, TypedDict, cast
 
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -27,6 +27,8 @@ from chains.answerers import Answerer, AnswerInput, ChatModelAnswerer, Extractiv
 from chains.calibration import Background, mention_relevance
 from chains.config import (
     AnyRetrieverConfig,
+    BgeEmbeddingsConfig,
+    BgeRerankerConfig,
     EmbeddingsConfig,
     ExtractiveConfig,
     GeneratorConfig,
@@ -249,7 +251,8 @@ def build_retrieval_qa(
         retriever: used as it is; `retriever` and `top_k` cannot then be chosen at run time.
         llm: generator; `extractive` stays available at run time.
         fulltext: shared BM25 index of the same knowledge base.
-        reranker: puts the hits in a better order, such as a cross-encoder; not used with a `retriever` of your own.
+        reranker: in place of the configured one: puts the hits in a better order, such as a cross-encoder; not used
+            with a `retriever` of your own.
 
     Raises:
         KnowledgeBaseError: the knowledge base does not exist or cannot be read.
@@ -258,6 +261,8 @@ def build_retrieval_qa(
     store = vectorstore
     if store is None and retriever is None:
         store = build_vectorstore(config, embeddings)
+    if reranker is None and config.reranker is not None and retriever is None:
+        reranker = build_reranker(config.reranker)
     chosen = (
         retriever if store is None or retriever is not None else _build_retriever(config, store, fulltext, reranker)
     )
@@ -271,6 +276,18 @@ def build_embeddings(config: EmbeddingsConfig) -> Embeddings:
     match config:
         case LexicalEmbeddingsConfig(dimensions=dimensions):
             return LexicalEmbeddings(dimensions=dimensions)
+        case BgeEmbeddingsConfig():
+            from chains.bge.embeddings import BGEEmbeddings
+
+            return BGEEmbeddings(**config.model_dump(exclude={"type"}))
+
+
+@lru_cache(maxsize=1)
+def build_reranker(config: BgeRerankerConfig) -> BaseDocumentCompressor:
+    """The reranker a config section describes, one for all chains; its weights load with the first question."""
+    from chains.bge.reranker import BgeReranker
+
+    return BgeReranker(**config.model_dump(exclude={"type"}))
 
 
 def build_vectorstore(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from langchain_core.embeddings import Embeddings
 
-from chains.bge.batching import length_sorted_batches
 from chains.bge.directory import ModelDirectory, digest, read_model_directory, resolve_model
-from chains.bge.engines import Engine, EngineName, TorchEngine, open_engine
+from chains.bge.engines import DtypeName, Engine, EngineFactory, EngineName, TorchEngine, devices
+from chains.bge.pool import EnginePool, ahead
 from chains.bge.tokenizer import BgeTokenizer, truncated
 from chains.embeddings import Vectors
 from loaders.errors import UsageError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
+
+# texts tokenized at once, while those before them are computed; their lengths are sorted together
+_WINDOW = 8192
 
 
 class BGEEmbeddings(Embeddings):
@@ -40,6 +43,7 @@ class BGEEmbeddings(Embeddings):
         query_instruction: str | None = None,
         max_length: int | None = None,
         device: str | None = None,
+        dtype: DtypeName = "auto",
     ) -> None:
         """The embedder in a model directory.
 
@@ -49,7 +53,8 @@ class BGEEmbeddings(Embeddings):
             engine: what computes; `auto` takes the fastest that agrees with the reference and logs why.
             query_instruction: put before queries; the directory's own without one, "" for none.
             max_length: tokens of a text, [CLS] and [SEP] included; the directory's own limit without one.
-            device: "cpu", "cuda", "cuda:1"; a GPU where there is one without it.
+            device: "cpu", "cuda" for every GPU, or some of them ("cuda:0,cuda:1"); GPUs where there are any without it.
+            dtype: of the engine `torch`; `auto` is float32 on a CPU and float16 on a GPU.
 
         Raises:
             ModelDirectoryError: there is no such model, or it is no BGE.
@@ -57,8 +62,10 @@ class BGEEmbeddings(Embeddings):
         directory = read_model_directory(resolve_model(model))
         self._setup(directory, query_instruction=query_instruction, max_length=max_length)
         self.adapter = None if adapter is None else resolve_model(adapter)
+        self._factories += [
+            EngineFactory(directory, self.adapter, self.tokenizer, device=name, dtype=dtype) for name in devices(device)
+        ]
         self._engine_name: EngineName = engine
-        self._device = device
 
     @classmethod
     def from_encoder(cls, encoder: torch.nn.Module, directory: ModelDirectory) -> BGEEmbeddings:
@@ -67,7 +74,7 @@ class BGEEmbeddings(Embeddings):
         embeddings._setup(directory, query_instruction=None, max_length=None)
         embeddings.adapter = None
         embeddings._encoder = encoder
-        embeddings._engine = TorchEngine(encoder, directory, pad_id=embeddings.tokenizer.pad_id)
+        embeddings._pool = EnginePool([TorchEngine(encoder, directory, pad_id=embeddings.tokenizer.pad_id)])
         return embeddings
 
     def _setup(self, directory: ModelDirectory, *, query_instruction: str | None, max_length: int | None) -> None:
@@ -81,18 +88,21 @@ class BGEEmbeddings(Embeddings):
         self.max_length = max_length or directory.max_tokens
         self.tokenizer = BgeTokenizer.from_directory(directory)
         self._encoder: torch.nn.Module | None = None
-        self._engine: Engine | None = None
+        self._pool: EnginePool | None = None
+        self._factories: list[EngineFactory] = []
         self._lock = threading.Lock()
 
     @property
     def engine(self) -> Engine:
-        """What computes, its weights loaded."""
+        """What computes (the first, where several GPUs do), its weights loaded."""
+        return self._opened().engines[0]
+
+    def _opened(self) -> EnginePool:
         with self._lock:
-            if self._engine is None:
-                self._engine = open_engine(
-                    self._engine_name, self.directory, self.adapter, self.tokenizer, device=self._device
-                )
-            return self._engine
+            if self._pool is None:
+                self._pool = EnginePool([factory.open(self._engine_name) for factory in self._factories])
+                self._factories = []  # and with them weights that only the choice of an engine needed
+            return self._pool
 
     @property
     def fingerprint(self) -> str:
@@ -136,18 +146,20 @@ class BGEEmbeddings(Embeddings):
 
     def _embed(self, texts: Sequence[str]) -> Vectors:
         unique = list(dict.fromkeys(texts))  # equal texts are computed once
-        whole = self.tokenizer.encode_whole(unique)
-        self._report_long(unique, whole)
-        rows = [truncated(ids, self.max_length) for ids in whole]
         vectors = np.zeros((len(unique), self.directory.dimensions), np.float32)
-        if rows:
-            limits = self.engine.limits
-            for batch in length_sorted_batches([len(row) for row in rows], limits.token_budget, limits.rows):
-                vectors[batch] = self.engine.embed([rows[index] for index in batch])
+        start = 0
+        for rows in ahead(self._token_ids, [unique[at : at + _WINDOW] for at in range(0, len(unique), _WINDOW)]):
+            vectors[start : start + len(rows)] = self._opened().embed(rows, self.directory.dimensions)
+            start += len(rows)
         if len(unique) == len(texts):
             return vectors
         place = {text: index for index, text in enumerate(unique)}
         return vectors[[place[text] for text in texts]]
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        whole = self.tokenizer.encode_whole(texts)
+        self._report_long(texts, whole)
+        return [truncated(ids, self.max_length) for ids in whole]
 
     def _report_long(self, texts: Sequence[str], whole: Sequence[Sequence[int]]) -> None:
         """Log how many texts lose their end, and by how much."""

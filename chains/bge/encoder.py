@@ -37,7 +37,7 @@ def load_encoder(
     from transformers import AutoModel
 
     try:
-        with _quiet():
+        with quiet():
             encoder, info = AutoModel.from_pretrained(
                 str(directory.path),
                 dtype=dtype or torch.float32,
@@ -48,7 +48,7 @@ def load_encoder(
         if info["missing_keys"]:  # transformers would go on with random numbers there
             raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])} ...")
         if adapter is not None:
-            encoder = _with_adapter(encoder, Path(adapter), merge=merge)
+            encoder = with_adapter(encoder, Path(adapter), merge=merge)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelDirectoryError(
@@ -58,7 +58,7 @@ def load_encoder(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar and no report on the pooling layer that is left out."""
     from transformers.utils import logging as transformers_logging
 
@@ -73,7 +73,8 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _with_adapter(encoder: Any, adapter: Path, *, merge: bool) -> Any:
+def with_adapter(encoder: Any, adapter: Path, *, merge: bool) -> Any:
+    """The model with a PEFT adapter on it, or with the adapter added to its weights."""
     from peft import PeftModel
 
     if not (adapter / "adapter_config.json").is_file():

@@ -22,6 +22,8 @@ class BgeTokenizer:
         empty = tokenizer.encode("").ids
         assert len(empty) == 2, "a BGE tokenizer puts one token before a text and one behind it"
         self.cls_id, self.sep_id = empty
+        # one [SEP] between two texts in BERT, two in XLM-RoBERTa
+        self._between = tokenizer.encode("", "").ids[1:-1]
         self.pad_id = _special(tokenizer, "[PAD]", "<pad>")
         self.unk_id = _special(tokenizer, "[UNK]", "<unk>")
 
@@ -52,12 +54,26 @@ class BgeTokenizer:
         """Token ids of each text with [CLS] and [SEP], nothing cut off."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]], max_tokens: int) -> list[tuple[list[int], list[int]]]:
-        """(ids, token types) of each (query, passage), the passage cut so that both fit into `max_tokens`."""
-        return [
-            _pair(encoding.ids, encoding.type_ids, max_tokens)
-            for encoding in self._tokenizer.encode_batch_fast(list(pairs))
-        ]
+    def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]], max_tokens: int, *, most_of_first: float = 0.75
+    ) -> list[tuple[list[int], list[int]]]:
+        """(ids, token types) of each pair, [CLS] and [SEP] included, `max_tokens` at most.
+
+        The second text is cut, as FlagReranker does; of the first no more than its share stays, so that something of
+        the second one always does.
+        """
+        tokenizer = self._tokenizer
+        first_limit = int(max_tokens * most_of_first)
+        firsts = tokenizer.encode_batch_fast([first for first, _ in pairs], add_special_tokens=False)
+        seconds = tokenizer.encode_batch_fast([second for _, second in pairs], add_special_tokens=False)
+        rows = []
+        for first, second in zip(firsts, seconds, strict=True):
+            head = [self.cls_id, *first.ids[:first_limit], *self._between]
+            room = max_tokens - len(head) - 1
+            ids = [*head, *second.ids[:room], self.sep_id]
+            # the [SEP] between them belongs to the first text
+            rows.append((ids, [0] * len(head) + [1] * (len(ids) - len(head))))
+        return rows
 
     def count(self, text: str) -> int:
         """Tokens of a text, without [CLS] and [SEP]."""
@@ -122,12 +138,6 @@ def _from_vocabulary(path: Path) -> str:
         [name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in vocabulary]
     )
     return str(tokenizer.to_str())
-
-
-def _pair(ids: list[int], types: list[int], max_tokens: int) -> tuple[list[int], list[int]]:
-    if len(ids) > max_tokens:
-        ids, types = [*ids[: max_tokens - 1], ids[-1]], types[:max_tokens]
-    return ids, types
 
 
 def _special(tokenizer: Tokenizer, *names: str) -> int:

@@ -1,0 +1,101 @@
+"""EnginePool: batches spread over the cores of a CPU, or over several GPUs."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from chains.bge.batching import length_sorted_batches
+from chains.bge.engines import Engine
+from chains.embeddings import Vectors
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+class EnginePool:
+    """One or more engines over the same weights, batches going to whichever is free."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        """Args are the engines, one for each device."""
+        self.engines = list(engines)
+
+    def embed(self, rows: Sequence[Sequence[int]], dimensions: int) -> Vectors:
+        """Vectors of token ids in order, (n, dimensions) float32."""
+        vectors = np.zeros((len(rows), dimensions), np.float32)
+        limits = self.engines[0].limits
+        batches = length_sorted_batches([len(row) for row in rows], limits.token_budget, limits.rows)
+        slots = self._slots(len(batches))
+
+        def compute(batch: list[int]) -> None:
+            engine = slots.get()
+            try:
+                vectors[batch] = engine.embed([rows[index] for index in batch])
+            finally:
+                slots.put(engine)
+
+        if slots.qsize() <= 1:  # one batch: all cores on it
+            for batch in batches:
+                compute(batch)
+            return vectors
+        # threads with a core each wait for nobody; one batch on all cores waits at the end of every layer's parts
+        alone = len(self.engines) == 1
+        with ThreadPoolExecutor(slots.qsize(), initializer=_use_one_core if alone else None) as threads:
+            list(threads.map(compute, batches))
+        return vectors
+
+    def _slots(self, batches: int) -> queue.SimpleQueue[Engine]:
+        """Each engine as often as it may compute at once."""
+        slots: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+        for engine in self.engines:
+            copies = _cores() if engine.parallel and len(self.engines) == 1 else 1
+            for _ in range(min(copies, batches)):
+                slots.put(engine)
+        return slots
+
+
+def ahead(function: Callable[[_In], _Out], inputs: Iterable[_In]) -> Iterator[_Out]:
+    """`map(function, inputs)`, the next result computed in another thread while the caller is busy with one."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = None
+        for item in inputs:
+            coming = thread.submit(function, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _cores() -> int:
+    """Threads that torch computes with: cores this process may use, or fewer where OMP_NUM_THREADS says so."""
+    import torch
+
+    return min(torch.get_num_threads(), os.cpu_count() or 1)
+
+
+def _use_one_core() -> None:
+    """Let this thread compute alone.
+
+    torch keeps the number of each thread, and beside it the number that new threads begin with: that one is put back.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _restore_default(before)
+
+
+def _restore_default(threads: int) -> None:
+    import threading
+
+    import torch
+
+    helper = threading.Thread(target=torch.set_num_threads, args=(threads,))
+    helper.start()
+    helper.join()
