@@ -53,7 +53,6 @@ def _pairs(run: str) -> list[str]:
     return [run[i : i + 2] for i in range(len(run) - 1)] or [run]
 
 
-@functools.lru_cache(maxsize=1 << 15)  # asked for every term of a question and every candidate
 def is_cjk(character: str) -> bool:
     """Whether a single character is Han, kana or hangul."""
     return _CHARACTER.match(character) is not None

@@ -68,6 +68,16 @@ def test_vertical_punctuation_becomes_horizontal_chinese_punctuation() -> None:
     assert normalise("︵一︶︐二︒") == "（一），二。"
 
 
+def test_no_control_or_format_character_of_all_unicode_is_left_but_the_tab() -> None:
+    left = [
+        code
+        for code in range(0x110000)
+        if unicodedata.category(chr(code)) in {"Cc", "Cf", "Cs"} or code & 0xFFFE == 0xFFFE
+        if normalise(f"a{chr(code)}b") not in {"ab", "a b", "a\nb"}
+    ]
+    assert left == [ord("\t")]
+
+
 @pytest.mark.parametrize("space", ["\u3000", "\xa0", "\u2003", "\u202f", "\u2009"])
 def test_every_kind_of_space_becomes_a_space(space: str) -> None:
     assert normalise(f"甲{space}乙") == "甲 乙"
