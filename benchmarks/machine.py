@@ -14,7 +14,10 @@ from types import TracebackType
 from typing import Any, Self
 
 RESULTS = Path(__file__).resolve().parent / "results"
-_PACKAGES = ("faiss-cpu", "faiss-gpu", "tantivy", "numpy", "langchain-core", "langchain-community")
+_PACKAGES = (
+    *("faiss-cpu", "faiss-gpu", "tantivy", "numpy", "langchain-core", "langchain-community"),
+    *("torch", "transformers", "sentence-transformers", "FlagEmbedding"),
+)
 
 Row = dict[str, Any]
 

@@ -95,6 +95,11 @@ class BgeTrainingConfig(Config):
                 "group_size 1 without in_batch_negatives has no negatives: the loss is 0; use in_batch_negatives=true"
                 " or group_size=2 or more / 没有负例，损失恒为 0；请设 in_batch_negatives=true 或 group_size≥2"
             )
+        if self.group_size == 1 and self.distillation:
+            raise ValueError(
+                "distillation compares the passages of a group: use group_size=2 or more"
+                " / 蒸馏比较同一组的片段：请设 group_size≥2"
+            )
         return self
 
     @model_validator(mode="after")

@@ -201,7 +201,7 @@ def check(config: BgeTrainingConfig, rows: Sequence[RetrievalRow], directory: Mo
         _all_rows(rows, lambda row: bool(row.neg), "没有 neg，group_size 应为 1，或先用 ragproj data mine 挖掘负例",
                   "have no neg: set group_size=1, or mine negatives with `ragproj data mine`")  # fmt: skip
     if config.distillation:
-        _all_rows(rows, lambda row: bool(row.pos_scores and (row.neg_scores or config.group_size == 1)),
+        _all_rows(rows, lambda row: bool(row.pos_scores and row.neg_scores),
                   "没有 pos_scores 和 neg_scores，请设 distillation=false，或先给它们打分",
                   "have no pos_scores and neg_scores: set distillation=false, or score them first")  # fmt: skip
 

@@ -42,6 +42,11 @@ def test_a_group_of_one_without_in_batch_negatives_is_refused() -> None:
         load_bge_training_config(CONFIGS / "bge_full.yaml", ["group_size=1", "in_batch_negatives=false"])
 
 
+def test_distillation_over_a_group_of_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="group_size=2"):
+        load_bge_training_config(CONFIGS / "bge_full.yaml", ["group_size=1", "distillation=true"])
+
+
 def test_an_adapter_cannot_have_a_query_instruction_of_its_own() -> None:
     with pytest.raises(ConfigError, match="method=full"):
         load_bge_training_config(CONFIGS / "bge_lora.yaml", ["query_instruction=x"])
