@@ -1,0 +1,1 @@
+"""Training of ChatGLM3 for answering from references."""

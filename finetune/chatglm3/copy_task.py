@@ -1,0 +1,146 @@
+"""A task that a tiny model learns from nothing in minutes: find the reference that answers, quote it, cite it, refuse.
+
+It proves rows, labels, prompt, generation, parsing of citations and metrics together, without any weights from outside.
+Benchmarks and tests train on it; it is also what to try first on a new machine.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from chains.chatglm3.settings import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, generation_config
+from chains.chatglm3.tokenizer import Piece, SentencePieceModel, write_tokenizer
+from chains.prompts import ANSWER_SYSTEM, REFUSAL
+from finetune.data.rows import GenerationRow
+
+_NAMES = (
+    "星河", "青石", "白鹭", "红枫", "紫藤", "银杏", "翠竹", "金桂", "玉兰", "石榴", "山楂", "海棠",
+    "芙蓉", "牡丹", "杜鹃", "丁香", "茉莉", "百合", "水仙", "腊梅", "云杉", "铁树", "榕树", "胡杨",
+)  # fmt: skip
+_CODES = (
+    "东风", "南山", "西湖", "北海", "长江", "黄河", "泰山", "华山", "衡山", "恒山", "嵩山", "天池",
+    "洞庭", "鄱阳", "太湖", "巢湖", "秦岭", "昆仑", "祁连", "天山", "阴山", "贺兰", "武夷", "大别",
+)  # fmt: skip
+_FACT = "{name}的代号是{code}。"
+_QUESTION = "{name}的代号是什么？"
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE, _BPE = 1, 2, 3, 6, 2
+
+
+def copy_rows(
+    count: int, *, seed: int, held_out: bool = False, references: tuple[int, int] = (2, 4), refusals: float = 0.25
+) -> list[GenerationRow]:
+    """Rows over made-up facts; one in five pairs of name and code stands in held-out rows alone.
+
+    Args:
+        count: how many.
+        seed: of the draw.
+        held_out: ask for pairs that no other row has, so that they cannot be known by heart.
+        references: fewest and most of a row.
+        refusals: share of rows whose references do not answer.
+    """
+    draw = random.Random(seed)  # noqa: S311 a made-up task, no secret
+    return [_row(draw, number, held_out, references, refusals) for number in range(1, count + 1)]
+
+
+def _row(
+    draw: random.Random, number: int, held_out: bool, references: tuple[int, int], refusals: float
+) -> GenerationRow:
+    names = draw.sample(range(len(_NAMES)), draw.randint(*references) + 1)
+    asked, others = names[0], names[1:]
+    answers = {name: draw.choice(_codes(name, held_out=held_out and name == asked)) for name in names}
+    refuse = draw.random() < refusals
+    shown = others if refuse else [asked, *others[:-1]]
+    draw.shuffle(shown)
+    facts = [_FACT.format(name=_NAMES[name], code=_CODES[answers[name]]) for name in shown]
+    answer = REFUSAL["zh"] if refuse else f"{facts[shown.index(asked)]}[{shown.index(asked) + 1}]"
+    question = _QUESTION.format(name=_NAMES[asked])
+    return GenerationRow(question, tuple(facts), answer, refuse, file="copy_task", line=number)
+
+
+def _codes(name: int, *, held_out: bool) -> list[int]:
+    return [code for code in range(len(_CODES)) if ((name + code) % 5 == 0) == held_out]
+
+
+def build_tiny_model(
+    target: Path,
+    *,
+    texts: Sequence[str] = (),
+    hidden: int = 128,
+    layers: int = 3,
+    heads: int = 4,
+    context: int = 512,
+    seed: int = 0,
+) -> Path:
+    """A native ChatGLM3 directory with random weights, whose tokenizer knows the task's words and fixed sentences.
+
+    Args:
+        target: directory to write.
+        texts: further texts whose characters it shall know.
+        hidden: width; a multiple of 64 suits 4-bit weights.
+        layers: of them.
+        heads: of attention; there are half as many groups of keys and values.
+        context: tokens it reads.
+        seed: of the weights.
+    """
+    import torch
+    from transformers import GlmConfig, GlmForCausalLM
+
+    vocabulary = _vocabulary(texts)
+    pieces = len(vocabulary.pieces)
+    first = {token: pieces + place for place, token in enumerate(SPECIAL_TOKENS)}
+    settings: dict[str, Any] = {
+        "vocab_size": -(-(pieces + len(SPECIAL_TOKENS)) // 64) * 64,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 2),
+        "head_dim": hidden // heads,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        "pad_token_id": PAD_ID,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": [EOS_ID, first["<|user|>"], first["<|observation|>"]],
+    }
+    torch.manual_seed(seed)
+    model = GlmForCausalLM(GlmConfig(**settings))
+    model.save_pretrained(target)
+    (target / "generation_config.json").write_text(json.dumps(generation_config(settings)), encoding="utf-8")
+    write_tokenizer(vocabulary, target, context=context, where=str(target))
+    return target
+
+
+def _vocabulary(texts: Sequence[str]) -> SentencePieceModel:
+    """Characters, the task's words, and its fixed sentences as one piece each, so that rows are some fifty tokens."""
+    system = ANSWER_SYSTEM["zh"].replace(" ", "▁")
+    fixed = ["▁\n", f"▁{system}", f"▁{REFUSAL['zh']}", "▁参考资料：", "\n\n[", "]\n", "\n\n问题："]
+    words = [*_NAMES, *_CODES, "的代号是", "什么？"]
+    chains = [text[:end] for text in [*fixed, *words] for end in range(2, len(text) + 1)]
+    characters = sorted({character for text in [*fixed, *words, *texts, "。，0123456789[]▁"] for character in text})
+    pieces = [Piece("<unk>", 0.0, _UNKNOWN), Piece("<s>", 0.0, _CONTROL), Piece("</s>", 0.0, _CONTROL)]
+    pieces += [Piece(f"<0x{byte:02X}>", 0.0, _BYTE) for byte in range(256)]
+    pieces += list(
+        _normal([*dict.fromkeys(chains), *(text for text in characters if not text.isspace() or text == "\n")])
+    )
+    return SentencePieceModel(
+        pieces=pieces,
+        model_type=_BPE,
+        byte_fallback=True,
+        charsmap=b"",
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=False,
+        escape_whitespaces=True,
+    )
+
+
+def _normal(texts: Sequence[str]) -> Iterator[Piece]:
+    """Pieces whose scores fall in their order, which is that in which they are joined."""
+    return (Piece(text, -float(number), _NORMAL) for number, text in enumerate(dict.fromkeys(texts)))
