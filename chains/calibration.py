@@ -95,7 +95,8 @@ class Background:
         self._lock = threading.Lock()
         self._revision = ""
         self._generation = -1
-        self._chunks = 0
+        self._counted = 0  # chunks at that revision
+        self._chunks = 0  # when the sample was drawn
         self._vectors: Vectors | None = None
 
     def relevances(self, query: Vectors, vectors: Mapping[int, Vectors]) -> dict[int, float]:
@@ -119,8 +120,12 @@ class Background:
         generation = self._store.check_embedder()
         if generation is None or (revision == self._revision and generation.id == self._generation):
             return
-        chunks = knowledge_base.chunk_count()
-        self._revision = revision
+        changes = knowledge_base.changes_since(self._revision)
+        if changes is None:
+            self._revision, self._counted = revision, knowledge_base.chunk_count()
+        else:  # to count all anew would take a tenth of a second at 1M chunks
+            self._revision, self._counted = changes.revision, self._counted + len(changes.shown) - len(changes.hidden)
+        chunks = self._counted
         alike = self._chunks / _GROWTH <= chunks <= self._chunks * _GROWTH
         if self._vectors is not None and alike and generation.id == self._generation:
             return

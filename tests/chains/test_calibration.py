@@ -224,6 +224,27 @@ def test_the_sample_is_drawn_once_and_again_when_the_knowledge_base_has_grown(
     assert len(drawn) == 2
 
 
+def test_chunks_are_counted_once_and_then_by_what_changed(
+    counted: tuple[FaissVectorStore, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = counted
+    store.add_texts(FILLER[:100])
+    background, real = Background(store), store.knowledge_base.chunk_count
+    relevances(background, store)
+
+    def refuse() -> int:
+        raise AssertionError("all chunks were counted")
+
+    monkeypatch.setattr(store.knowledge_base, "chunk_count", refuse)
+    (key,) = store.add_texts(["一条新的"])
+    store.add_texts(FILLER[100:103])
+    relevances(background, store)
+    assert background._counted == real() == 104
+    store.delete([key])
+    relevances(background, store)
+    assert background._counted == real() == 103
+
+
 def test_a_small_knowledge_base_borrows_sentences_once(counted: tuple[FaissVectorStore, Counting]) -> None:
     store, embeddings = counted
     store.add_texts(RULES)
