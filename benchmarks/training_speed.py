@@ -134,11 +134,12 @@ def scores(model: str, questions: int, passages: int) -> dict[str, Any]:
 def write_training_rows(path: Path) -> Path:
     """Questions, each with its answer and three others drawn at random."""
     parts, draw = split(), random.Random(SEED)
-    texts = [parts.passages[row["context_id"]] for row in parts.train]
-    rows = [
-        RetrievalRow(row["question"], (parts.passages[row["context_id"]],), tuple(draw.sample(texts, GROUP - 1)))
-        for row in parts.train
-    ]
+    texts = sorted({parts.passages[row["context_id"]] for row in parts.train})
+    rows = []
+    for row in parts.train:
+        positive = parts.passages[row["context_id"]]
+        others = [text for text in draw.sample(texts, GROUP) if text != positive]
+        rows.append(RetrievalRow(row["question"], (positive,), tuple(others[: GROUP - 1])))
     write_rows(path, rows)
     return path
 
