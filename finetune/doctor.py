@@ -38,6 +38,8 @@ Name = Literal[
     "flat_loss",
     "no_gradient",
     "no_labels",
+    "four_bit_sizes",
+    "evaluation_memory",
 ]
 NAMES: tuple[str, ...] = get_args(Name)
 
@@ -46,6 +48,7 @@ NAMES: tuple[str, ...] = get_args(Name)
 # at up to 1e-3. (least, most, above this it diverges)
 _RATES = {"full": (1e-6, 1e-4, 2e-3), "lora": (1e-5, 5e-4, 5e-3)}
 
+_CUT_SHARE = 0.05  # of texts that may lose their end unnoticed
 _ZERO = 1e-9
 _FIRST_STEPS = 3  # a loss of zero in all of these was zero from the start
 _OVERFLOWS = 12  # in a row: the scale has then fallen from 65,536 to 16 and the next step will not do either
@@ -226,6 +229,35 @@ def check_labels(labelled: int, rows: int) -> list[Finding]:
             " shorten the references",
         )
     ]
+
+
+def check_truncated(counts: Sequence[int], limit: int, *, key: str, zh: str, en: str) -> list[Finding]:
+    """Texts that lose their end, where they are more than a few.
+
+    Args:
+        counts: tokens of each text.
+        limit: most tokens that are read.
+        key: the setting that says so.
+        zh, en: what the texts are called.
+    """
+    cut = sum(count > limit for count in counts)
+    if cut <= _CUT_SHARE * len(counts):
+        return []
+    share = f"{100 * cut / len(counts):.0f} %"
+    return [
+        Finding(
+            "truncated",
+            "warning",
+            f"{share} 的{zh}超过 {key}={limit} 个 token，结尾被截掉（最长 {max(counts)}）；请加大它",
+            f"{share} of the {en} are longer than {key}={limit} tokens and lose their end (longest {max(counts)});"
+            " raise it, or split shorter",
+        )
+    ]
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first, then warnings, then notes."""
+    return sorted(findings, key=lambda finding: get_args(Severity).index(finding.severity))
 
 
 # --- while training ---------------------------------------------------------------------------------------------

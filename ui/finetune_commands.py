@@ -30,6 +30,19 @@ def finetune_bge(arguments: argparse.Namespace) -> int:
     return 0 if outcome.promoted else 1
 
 
+def finetune_reranker(arguments: argparse.Namespace) -> int:
+    """Train a reranker; 1 when the gate refuses it."""
+    from finetune.reranker.config import load_reranker_training_config
+
+    config = load_reranker_training_config(Path(arguments.config), arguments.overrides)
+    from finetune.reranker.run import finetune_reranker as run
+
+    with _Progress(config.evaluation.metric) as progress:
+        outcome = run(config, observe=progress.observe, tell=progress.tell)
+    _report(arguments, outcome.model, outcome.manifest, already=outcome.already)
+    return 0 if outcome.promoted else 1
+
+
 class _Progress:
     """A bar of the steps on the error stream, and lines above it."""
 

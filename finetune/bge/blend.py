@@ -1,63 +1,17 @@
-"""Mixtures of a fine-tuned model with its base: less of what was learnt, less of what was forgotten.
+"""The weights of a mixture of a fine-tuned BGE with its base: base + share x (tuned - base).
 
-W = base + share x (tuned - base), as LM-Cocktail (Xiao et al. 2023) and WiSE-FT (Wortsman et al. 2022) do. For a LoRA
-adapter, whose update is the difference itself, it is the adapter scaled by the share.
+For a LoRA adapter, whose update is the difference itself, it is the adapter scaled by the share.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from chains.bge.directory import ModelDirectory, read_model_directory
 from chains.bge.encoder import load_encoder
-from finetune.gate import DEV, GateConfig, Verdict, decide
-
-# Of the fine-tuned weights. One of 1 is the candidate itself, 0 the base.
-SHARES = (0.8, 0.6, 0.4, 0.2)
-
-Values = Mapping[str, Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """One that was tried."""
-
-    share: float
-    values: Values
-    """of the metric, per question, by set"""
-    verdict: Verdict
-
-    @property
-    def dev(self) -> float:
-        """Mean on dev."""
-        return sum(self.values[DEV]) / len(self.values[DEV])
-
-
-def sweep(measure: Callable[[float], Values], before: Values, gate: GateConfig, *, metric: str) -> list[Mixture]:
-    """Every mixture, measured and judged, in the order of `SHARES`.
-
-    Args:
-        measure: the values by set of the mixture with a share.
-        before: those of the base.
-        gate: the bounds.
-        metric: its name, for the verdicts.
-    """
-    found = []
-    for share in SHARES:
-        values = measure(share)
-        found.append(Mixture(share, values, decide(before, values, gate, metric=metric)))
-    return found
-
-
-def best(mixtures: Sequence[Mixture]) -> Mixture | None:
-    """Of those that the gate lets pass the best on dev, the one with more of the fine-tuned weights among equals."""
-    passing = [mixture for mixture in mixtures if mixture.verdict.promoted]
-    return max(passing, key=lambda mixture: (mixture.dev, mixture.share), default=None)
 
 
 def write_mixture(base: ModelDirectory, tuned: Path, share: float, target: Path) -> None:

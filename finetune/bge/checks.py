@@ -13,17 +13,17 @@ from finetune.bge.config import BgeTrainingConfig
 from finetune.data.rows import RetrievalRow, same_text
 from finetune.doctor import (
     Finding,
-    Severity,
     check_learning_rate,
     check_memory,
     check_precision,
     check_steps,
+    check_truncated,
+    in_order,
 )
 from finetune.evaluation import RetrievalSet
 from finetune.memory import Forecast, Plan, Shape, available_memory, forecast
 
 _SAMPLE = 1_000  # rows whose texts are tokenized to see their lengths and unknown tokens
-_CUT_SHARE = 0.05
 _UNKNOWN_SHARE, _UNKNOWN_FAR_TOO_MANY = 0.01, 0.2
 _LEAK_SHARE = 0.01  # above it a gain on dev means nothing
 # As in `finetune.bge.train`: positions of a micro-batch where the config leaves it open.
@@ -112,8 +112,7 @@ def examine(
         *check_memory(plan, hardware.memory),
         *check_processes(config, hardware.processes),
     ]
-    order: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
-    return sorted(findings, key=lambda finding: order[finding.severity])
+    return in_order(findings)
 
 
 def sampled(rows: Sequence[RetrievalRow], seed: int) -> list[RetrievalRow]:
@@ -222,25 +221,12 @@ def check_leak(rows: Sequence[RetrievalRow], dev: RetrievalSet) -> list[Finding]
 
 def check_lengths(lengths: Lengths, config: BgeTrainingConfig) -> list[Finding]:
     """Texts that lose their end, where they are more than a few."""
-    findings = []
-    for key, zh, counts in (
-        ("query_max_tokens", "查询", lengths.queries),
-        ("passage_max_tokens", "片段", lengths.passages),
-    ):
-        limit: int = getattr(config, key)
-        cut = sum(count > limit for count in counts)
-        if cut > _CUT_SHARE * len(counts):
-            share = f"{100 * cut / len(counts):.0f} %"
-            findings.append(
-                Finding(
-                    "truncated",
-                    "warning",
-                    f"{share} 的{zh}超过 {key}={limit} 个 token，结尾被截掉（最长 {max(counts)}）；请加大它",
-                    f"{share} are longer than {key}={limit} tokens and lose their end (longest {max(counts)});"
-                    " raise it, or split shorter",
-                )
-            )
-    return findings
+    return [
+        *check_truncated(lengths.queries, config.query_max_tokens, key="query_max_tokens", zh="查询", en="queries"),
+        *check_truncated(
+            lengths.passages, config.passage_max_tokens, key="passage_max_tokens", zh="片段", en="passages"
+        ),
+    ]
 
 
 def check_vocabulary(tokenizer: BgeTokenizer, texts: Sequence[str]) -> list[Finding]:

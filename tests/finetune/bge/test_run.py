@@ -17,11 +17,10 @@ from concept_rows import concept_rows, write_concepts, write_training_yaml
 
 from chains.bge.embeddings import BGEEmbeddings
 from finetune.bge.config import load_bge_training_config
-from finetune.bge.run import Outcome, finetune_bge
-from finetune.bge.train import TrainingEvent
-from finetune.data.rows import write_rows
+from finetune.bge.run import finetune_bge
 from finetune.doctor import DoctorError
 from finetune.evaluation import evaluate_embeddings, from_rows
+from finetune.judging import Outcome
 from loaders.errors import ConfigError, UsageError
 from ui.cli import main
 
@@ -121,28 +120,21 @@ def test_a_promoted_model_is_never_written_over_by_another_run(promoted: Path) -
         finetune_bge(load_bge_training_config(promoted, ["seed=7"]))
 
 
-def test_an_adapter_is_judged_on_its_base_and_promoted(workshop: Make) -> None:
-    lora = {"rank": 8, "alpha": 32}
-    outcome = run(workshop(method="lora", lora=lora, learning_rate=4e-3, max_steps=50, query_instruction=None))
-    assert outcome.promoted
+def test_an_adapter_is_judged_on_its_base(workshop: Make) -> None:
+    outcome = run(workshop(method="lora", lora={"rank": 2}, learning_rate=5e-4, max_steps=2, query_instruction=None))
     assert (outcome.model / "adapter_config.json").is_file()
-    base = outcome.manifest["base"]["model"]
-    scores = evaluate_embeddings(
-        BGEEmbeddings(base, adapter=outcome.model, engine="torch"), from_rows("dev", concept_rows(150, seed=1))
-    )
+    embeddings = BGEEmbeddings(outcome.manifest["base"]["model"], adapter=outcome.model, engine="torch")
+    scores = evaluate_embeddings(embeddings, from_rows("dev", concept_rows(150, seed=1)))
     assert scores.mean("ndcg@10") == pytest.approx(outcome.manifest["metrics"]["dev"]["ndcg@10"]["after"], abs=1e-4)
 
 
 def test_dev_is_measured_together_with_lexical_search_where_it_is_asked_for(workshop: Make) -> None:
-    config = workshop(max_steps=30)
-    outcome = finetune_bge(load_bge_training_config(config, ["evaluation.fused=true"]))
+    outcome = finetune_bge(load_bge_training_config(workshop(max_steps=1), ["evaluation.fused=true"]))
     assert outcome is not None
     fused = outcome.manifest["fused"]
-    assert fused["after"]["ndcg@10"] > fused["lexical"]["ndcg@10"]
     assert fused["against_lexical"]["ndcg@10"]["difference"] == pytest.approx(
         fused["after"]["ndcg@10"] - fused["lexical"]["ndcg@10"], abs=2e-4
     )
-    assert "与关键词检索合并" in (outcome.model / "report.md").read_text(encoding="utf-8")
 
 
 # --- refused
@@ -169,60 +161,6 @@ def test_a_rate_too_small_to_learn_is_warned_of_and_refused(workshop: Make) -> N
     assert {finding["name"] for finding in outcome.manifest["findings"]} == {"learning_rate", "few_steps"}
 
 
-def test_a_refused_run_says_so_again_and_a_new_one_moves_its_candidate_aside(workshop: Make) -> None:
-    config = workshop(learning_rate=1e-12, max_steps=1)
-    first = run(config)
-    again = run(config)
-    assert again.already
-    assert not again.promoted
-    outcome = finetune_bge(load_bge_training_config(config, ["learning_rate=2e-3", "max_steps=30"]))
-    assert outcome is not None
-    assert outcome.promoted
-    (aside,) = first.model.parent.glob("candidate-*")
-    assert json.loads((aside / "ragproj.json").read_text(encoding="utf-8"))["promoted"] is False
-
-
-def test_another_gate_judges_the_same_weights_without_training_again(workshop: Make) -> None:
-    config = workshop(gate={"min_gain": 0.9})
-    assert not run(config).promoted
-    steps: list[TrainingEvent] = []
-    outcome = finetune_bge(load_bge_training_config(config, ["gate.min_gain=0"]), observe=steps.append)
-    assert outcome is not None
-    assert outcome.promoted
-    assert steps == []
-
-
-# --- forgetting
-
-
-@pytest.mark.parametrize(("max_loss", "passes"), [(0.1, True), (0.0, False)])
-def test_a_run_that_forgets_is_mixed_with_its_base(
-    workshop: Make, promoted: Path, tmp_path: Path, max_loss: float, passes: bool
-) -> None:
-    # A model that knows one language learns another one, too fast to keep the first.
-    known, new = tmp_path / "known.jsonl", tmp_path / "new.jsonl"
-    write_rows(known, concept_rows(150, seed=1))
-    write_rows(new, concept_rows(60, seed=3, dialect=1))
-    write_rows(tmp_path / "train.jsonl", concept_rows(300, seed=4, dialect=1))
-    config = workshop(
-        model=str(promoted.parent / "run" / "model"),
-        train=[str(tmp_path / "train.jsonl")],
-        evaluation={
-            "dev": {"rows": [str(new)]},
-            "extra": {"known": {"rows": [str(known)]}},
-            "every_steps": 30,
-            "fused": False,
-        },
-        gate={"max_loss": max_loss},
-        doctor={"ignore": ["dev_leak"]},
-    )
-    outcome = run(config)
-    assert outcome.manifest["blend"] is not None, outcome.manifest["metrics"]
-    print(outcome.manifest["blend"], outcome.manifest["metrics"])
-    assert (outcome.manifest["blend"]["share"] is not None) == passes
-    assert outcome.promoted == passes
-
-
 # --- broken off
 
 
@@ -246,43 +184,6 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(workshop: Make, promot
     assert outcome.manifest["metrics"] == unbroken["metrics"]
 
 
-@pytest.mark.parametrize("stage", ["training", "after"])
-def test_a_run_broken_off_after_a_stage_does_not_repeat_it(
-    workshop: Make, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    config = workshop(max_steps=30)
-
-    class PowerCutError(Exception):
-        pass
-
-    def cut(*_: object, **__: object) -> None:
-        raise PowerCutError
-
-    with monkeypatch.context() as patched:
-        patched.setattr("finetune.bge.run._judge" if stage == "training" else "finetune.bge.run.write_report", cut)
-        with pytest.raises(PowerCutError):
-            run(config)
-    steps: list[TrainingEvent] = []
-    told: list[str] = []
-    assert run(config, observe=steps.append, tell=told.append).promoted
-    assert steps == []
-    assert [line for line in told if "measuring" in line] == (
-        ["评测 / measuring: after"] if stage == "training" else []
-    )
-
-
-def test_a_judged_model_that_was_not_promoted_before_the_cut_is_promoted_now(
-    workshop: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = workshop(max_steps=30)
-    with monkeypatch.context() as patched:
-        patched.setattr("finetune.bge.run._promote", lambda _, outcome: outcome)
-        assert run(config).model.name == "candidate"
-    outcome = run(config)
-    assert outcome.model.name == "model"
-    assert (outcome.model / "ragproj.json").is_file()
-
-
 # --- refused before it begins
 
 
@@ -294,15 +195,6 @@ def test_a_leaking_dev_set_stops_the_run_before_anything_is_written(workshop: Ma
         run(config)
     assert not (files / "run" / "before.json").exists()
     assert main(["finetune", "bge", "--config", str(config)]) == 1
-
-
-def test_a_loss_that_is_no_number_stops_the_run_by_name(workshop: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, observe: Callable[[TrainingEvent], None], **__: object) -> None:
-        observe(TrainingEvent(step=1, steps=10, loss=float("nan"), gradient_norm=1.0))
-
-    monkeypatch.setattr("finetune.bge.run.train", broken)
-    with pytest.raises(DoctorError, match=r"\[not_a_number\] 第 1 步"):
-        run(workshop())
 
 
 def test_a_run_without_a_dev_set_is_wrong_usage(workshop: Make) -> None:

@@ -1,0 +1,294 @@
+"""A run around a training: doctor, measurement, training, measurement, mixing, gate, report, promotion.
+
+The output directory holds `candidate/` (what was trained), `checkpoints/` while it trains, one JSON file per finished
+stage, and `model/`, which exists once the gate let it pass. A run that was broken off goes on at the stage it had come
+to; one that is finished says so.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from chains.bge.directory import digest
+from finetune.blend import best, sweep
+from finetune.data.rows import RetrievalRow
+from finetune.doctor import DoctorConfig, Finding, Monitor, settle
+from finetune.evaluation import EvaluationConfig
+from finetune.gate import DEV, GateConfig, Verdict, decide, forgets
+from finetune.measurement import Measured
+from finetune.report import Blend, DataFile, FusedReport, RunReport, SetReport, file_of, read_manifest, write_report
+from finetune.stages import Stages
+from loaders.errors import ConfigError, UsageError
+
+MODEL, CANDIDATE, MIXTURE, CHECKPOINTS = "model", "candidate", "mixture", "checkpoints"
+
+Teller = Callable[[str], None]
+Watch = Callable[..., None]
+"""takes step, loss, gradient_norm, overflowed: what `Monitor.observe` does"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    model: Path
+    """the promoted model, or the refused candidate"""
+    manifest: Mapping[str, Any]
+    """content of its `ragproj.json`"""
+    already: bool = False
+    """it had been finished before, nothing was done"""
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the gate let it pass."""
+        return bool(self.manifest["promoted"])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to."""
+
+    steps: int
+    planned_steps: int
+    best_step: int | None
+    seconds: float
+    rows_per_s: float
+    losses: tuple[float, ...]
+    scores: tuple[tuple[int, float], ...]
+    findings: tuple[Mapping[str, Any], ...] = ()
+
+
+class Task(ABC):
+    """What differs between the kinds of models: how one is trained, and how it is measured."""
+
+    kind: str
+    """as `ragproj.json` has it"""
+    method: str
+    model: str
+    """directory or model id that training starts from"""
+    base: Path
+    """its directory"""
+    output: Path
+    files: Sequence[Path]
+    """of the rows"""
+    rows: Sequence[RetrievalRow]
+    seed: int
+    settings: Mapping[str, Any]
+    sampled: Mapping[str, bool]
+    """by set, dev first: whether it is a sample"""
+    evaluation: EvaluationConfig
+    gate: GateConfig
+    doctor: DoctorConfig
+    tell: Teller
+
+    @abstractmethod
+    def training(self) -> dict[str, Any]:
+        """What decides the weights, as JSON values."""
+
+    @abstractmethod
+    def measuring(self) -> dict[str, Any]:
+        """What decides a measurement besides the weights, as JSON values."""
+
+    @abstractmethod
+    def examine(self) -> list[Finding]:
+        """What the doctor finds before the run."""
+
+    @abstractmethod
+    def measure(self, tuned: Path | None, *, fused: bool) -> Measured:
+        """Scores of the base (None) or of a directory that came of it, on all sets."""
+
+    @abstractmethod
+    def train(self, watch: Watch) -> Trained:
+        """Train `output/candidate`, going on from checkpoints in `output/checkpoints`."""
+
+    @abstractmethod
+    def mix(self, share: float, target: Path) -> None:
+        """Write the mixture of base and candidate with that share of the candidate."""
+
+    def whole(self) -> dict[str, Any]:
+        """What decides everything."""
+        gate, metric = self.gate.model_dump(mode="json"), self.evaluation.metric
+        return {"training": self.training(), "measuring": self.measuring(), "gate": gate, "metric": metric}
+
+
+def require_dev(evaluation: EvaluationConfig) -> None:
+    """Nothing, where there is a dev set and no other one has its name.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    if evaluation.dev is None:
+        raise ConfigError(
+            "缺少 evaluation.dev：没有评测集就无法判断训练是否有效；可写 evaluation.dev.rows=[dev.jsonl]",
+            "evaluation.dev is missing: without it nobody knows whether training helps; set evaluation.dev.rows",
+        )
+    if DEV in evaluation.extra:
+        raise ConfigError("evaluation.extra 中的评测集不能叫 dev", "no set of evaluation.extra can be called dev")
+
+
+def finished(task: Task) -> Outcome | None:
+    """The outcome of this very run, where it is there already; `conclude` makes sure that it is promoted.
+
+    Raises:
+        UsageError: a model of another run has been promoted there: it is never written over.
+    """
+    for name in (MODEL, MIXTURE, CANDIDATE):
+        manifest = read_manifest(task.output / name)
+        if manifest is not None and manifest.get("run") == task.whole():
+            return Outcome(task.output / name, manifest, already=True)
+    if (task.output / MODEL).exists():
+        raise UsageError(
+            f"{task.output / MODEL} 是另一次训练通过的模型，不会被覆盖；请换一个 output，或先移走它",
+            f"{task.output / MODEL} was promoted by another run and is not written over; choose another output, or"
+            " move it",
+        )
+    return None
+
+
+def run(task: Task) -> Outcome:
+    """The whole run of a task that is not finished; every stage once.
+
+    Raises:
+        DoctorError: something is wrong with the run; it says what to do.
+    """
+    findings = settle(task.examine(), task.doctor)
+    for finding in findings:
+        task.tell(str(finding))
+    stages = Stages(task.output)
+    _set_aside(task, stages)
+    before = _measured(task, stages, "before", None)
+    trained = _trained(task, stages, findings)
+    model, after, blend = _after(task, stages, before)
+    metric = task.evaluation.metric
+    verdict = decide(before.values(metric), after.values(metric), task.gate, metric=metric)
+    write_report(model, _report(task, model, verdict, (before, after), trained, blend), run=task.whole())
+    manifest = read_manifest(model)
+    assert manifest is not None, "it was just written"
+    return conclude(task, Outcome(model, manifest))
+
+
+def conclude(task: Task, outcome: Outcome) -> Outcome:
+    """The end of a run that is judged: a model that passed takes its place, checkpoints go."""
+    model = task.output / MODEL
+    if outcome.promoted and outcome.model != model:
+        outcome.model.rename(model)
+        outcome = replace(outcome, model=model)
+    shutil.rmtree(task.output / CHECKPOINTS, ignore_errors=True)
+    return outcome
+
+
+# --- stages -----------------------------------------------------------------------------------------------------
+
+
+def _set_aside(task: Task, stages: Stages) -> None:
+    """Move a candidate that an earlier run with other settings was refused for out of the way."""
+    candidate = task.output / CANDIDATE
+    if read_manifest(candidate) is None or stages.load("training", task.training()) is not None:
+        return
+    aside = candidate.with_name(f"{CANDIDATE}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    candidate.rename(aside)
+    task.tell(f"上次未通过的候选模型移到 {aside} / the refused candidate of before is now {aside.name}")
+
+
+def _measured(task: Task, stages: Stages, name: str, tuned: Path | None) -> Measured:
+    """The measurement of the base (None) or of a model that came of it, taken once."""
+    identity = {**task.measuring(), "weights": digest(task.base if tuned is None else tuned)}
+    saved = stages.load(name, identity)
+    if saved is not None:
+        return Measured.from_dict(saved)
+    task.tell(f"评测 / measuring: {name}")
+    found = task.measure(tuned, fused=task.evaluation.fused)
+    stages.save(name, identity, found.as_dict())
+    return found
+
+
+def _trained(task: Task, stages: Stages, findings: Sequence[Finding]) -> Trained:
+    """What training came to; not repeated where it is finished."""
+    saved = stages.load("training", task.training())
+    if saved is not None and (task.output / CANDIDATE).is_dir():
+        return Trained(**saved)
+    task.tell("训练 / training")
+    monitor = Monitor()
+
+    def watch(**step: Any) -> None:
+        for finding in settle(monitor.observe(**step), task.doctor):
+            task.tell(str(finding))
+
+    trained = task.train(watch)
+    found = [*findings, *settle(monitor.findings, task.doctor)]
+    trained = replace(trained, findings=tuple(finding.as_dict() for finding in found))
+    stages.save("training", task.training(), vars(trained))
+    return trained
+
+
+def _after(task: Task, stages: Stages, before: Measured) -> tuple[Path, Measured, Blend | None]:
+    """(directory, its scores, mixtures tried): the candidate, or the best mixture where it forgets too much."""
+    metric = task.evaluation.metric
+    candidate, mixture = task.output / CANDIDATE, task.output / MIXTURE
+    after = _measured(task, stages, "after", candidate)
+    if not task.gate.blend or not forgets(before.values(metric), after.values(metric), task.gate):
+        return candidate, after, None
+
+    def values(share: float) -> Mapping[str, Sequence[float]]:
+        task.tell(f"出现遗忘，尝试混合比例 {share:g} / forgetting shows, trying a mixture of {share:g}")
+        task.mix(share, mixture)
+        return task.measure(mixture, fused=False).values(metric)
+
+    tried = sweep(values, before.values(metric), task.gate, metric=metric)
+    shutil.rmtree(mixture, ignore_errors=True)
+    chosen = best(tried)
+    figures = tuple((found.share, round(found.dev, 4), found.verdict.promoted) for found in tried)
+    if chosen is None:
+        return candidate, after, Blend(figures, None)
+    task.mix(chosen.share, mixture)
+    return mixture, _measured(task, stages, "mixture", mixture), Blend(figures, chosen.share)
+
+
+def _report(
+    task: Task,
+    model: Path,
+    verdict: Verdict,
+    measured: tuple[Measured, Measured],
+    trained: Trained,
+    blend: Blend | None,
+) -> RunReport:
+    before, after = measured
+    fused = None
+    if before.fused is not None and after.fused is not None:
+        fused = FusedReport(before.fused, after.fused)
+    return RunReport(
+        kind=task.kind,
+        method=task.method,
+        base=task.model,
+        base_digest=digest(task.base),
+        digest=digest(model),
+        verdict=verdict,
+        metric=task.evaluation.metric,
+        sets={name: SetReport(before.sets[name], after.sets[name], drawn) for name, drawn in task.sampled.items()},
+        data=data_files(task.files, task.rows),
+        settings=task.settings,
+        seed=task.seed,
+        steps=trained.steps,
+        planned_steps=trained.planned_steps,
+        best_step=trained.best_step,
+        seconds=trained.seconds,
+        rows_per_s=trained.rows_per_s,
+        losses=trained.losses,
+        scores=[(step, score) for step, score in trained.scores],
+        findings=[Finding(**finding) for finding in trained.findings],
+        fused=fused,
+        blend=blend,
+    )
+
+
+def data_files(paths: Sequence[Path], rows: Sequence[RetrievalRow]) -> list[DataFile]:
+    """The files of training rows, each with its hash and how many rows it gave."""
+    counts = Counter(row.file for row in rows)
+    return [file_of(path, counts[str(path)]) for path in paths]

@@ -1,0 +1,223 @@
+"""The stages around a training, with a task whose scores are given: what is repeated, refused, mixed, promoted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.data.rows import RetrievalRow
+from finetune.doctor import DoctorConfig, DoctorError, Finding
+from finetune.evaluation import METRICS, EvaluationConfig, Scores
+from finetune.gate import GateConfig
+from finetune.judging import CANDIDATE, MIXTURE, MODEL, Task, Trained, Watch, conclude, finished, require_dev, run
+from finetune.measurement import Measured
+from loaders.errors import ConfigError, UsageError
+
+
+class GivenTask(Task):
+    """Of a hundred questions, how many are right on each set is given for the share of the tuned weights."""
+
+    kind, method, model, seed = "bge", "full", "base", 0
+
+    def __init__(self, folder: Path, right: dict[str, dict[float, int]], **settings: Any) -> None:
+        self.right = right
+        self.base, self.output = folder / "base", folder / "run"
+        self.base.mkdir(exist_ok=True)
+        (self.base / "model.safetensors").write_bytes(b"0.0")
+        file = folder / "train.jsonl"
+        file.write_text('{"query": "q", "pos": ["p"], "neg": []}\n', encoding="utf-8")
+        self.files, self.rows = [file], [RetrievalRow("q", ("p",), file=str(file), line=1)]
+        self.settings = {"learning_rate": settings.pop("learning_rate", 1.0)}
+        self.sampled = dict.fromkeys(right, False)
+        self.evaluation = EvaluationConfig(fused=False)
+        self.gate = settings.pop("gate", GateConfig())
+        self.doctor = DoctorConfig()
+        self.findings: list[Finding] = settings.pop("findings", [])
+        self.losses: list[float] = settings.pop("losses", [2.0, 1.0])
+        self.told: list[str] = []
+        self.done: list[str] = []
+        self.tell = self.told.append
+
+    def training(self) -> dict[str, Any]:
+        return dict(self.settings)
+
+    def measuring(self) -> dict[str, Any]:
+        return {"sets": sorted(self.right)}
+
+    def examine(self) -> list[Finding]:
+        return self.findings
+
+    def measure(self, tuned: Path | None, *, fused: bool) -> Measured:
+        share = float(((tuned or self.base) / "model.safetensors").read_text(encoding="utf-8"))
+        self.done.append(f"measure {share:g}")
+        sets = {}
+        for name, right in self.right.items():
+            values = (1.0,) * right[share] + (0.0,) * (100 - right[share])
+            sets[name] = Scores(dict.fromkeys(METRICS, values), passages=100)
+        return Measured(sets)
+
+    def train(self, watch: Watch) -> Trained:
+        self.done.append("train")
+        for step, loss in enumerate(self.losses, 1):
+            watch(step=step, loss=loss, gradient_norm=1.0, overflowed=False)
+        self.mix(1.0, self.output / CANDIDATE)
+        (self.output / "checkpoints").mkdir()
+        return Trained(2, 2, 2, 1.5, 10.0, tuple(self.losses), ((0, 0.1), (2, 0.2)))
+
+    def mix(self, share: float, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "model.safetensors").write_text(str(share), encoding="utf-8")
+
+
+GAINS = {"dev": {0.0: 40, 1.0: 70}}
+NOTHING = {"dev": {0.0: 40, 1.0: 40}}
+FORGETS = {
+    "dev": {0.0: 40, 0.2: 45, 0.4: 55, 0.6: 60, 0.8: 65, 1.0: 70},
+    "news": {0.0: 90, 0.2: 90, 0.4: 90, 0.6: 89, 0.8: 85, 1.0: 70},
+}
+
+
+def test_what_gains_is_promoted_by_renaming_and_checkpoints_go(tmp_path: Path) -> None:
+    task = GivenTask(tmp_path, GAINS)
+    outcome = run(task)
+    assert outcome.promoted
+    assert outcome.model == task.output / MODEL
+    assert sorted(path.name for path in task.output.iterdir()) == [
+        "after.json",
+        "before.json",
+        "model",
+        "training.json",
+    ]
+    assert task.done == ["measure 0", "train", "measure 1"]
+    assert outcome.manifest["metrics"]["dev"]["ndcg@10"]["difference"] == 0.3
+    assert outcome.manifest["data"][0]["rows"] == 1
+
+
+def test_what_does_not_gain_is_kept_aside_as_the_candidate(tmp_path: Path) -> None:
+    task = GivenTask(tmp_path, NOTHING)
+    outcome = run(task)
+    assert not outcome.promoted
+    assert outcome.model == task.output / CANDIDATE
+    assert not (task.output / MODEL).exists()
+
+
+def test_a_finished_run_is_recognised_by_all_that_decided_it(tmp_path: Path) -> None:
+    run(GivenTask(tmp_path, GAINS))
+    again = finished(GivenTask(tmp_path, GAINS))
+    assert again is not None
+    assert again.already
+    assert again.promoted
+
+
+def test_a_promoted_model_is_never_written_over(tmp_path: Path) -> None:
+    run(GivenTask(tmp_path, GAINS))
+    with pytest.raises(UsageError, match="不会被覆盖"):
+        finished(GivenTask(tmp_path, GAINS, learning_rate=2.0))
+
+
+def test_another_gate_judges_the_same_weights_without_training_again(tmp_path: Path) -> None:
+    strict = GivenTask(tmp_path, GAINS, gate=GateConfig(min_gain=0.5))
+    assert not run(strict).promoted
+    lenient = GivenTask(tmp_path, GAINS)
+    assert finished(lenient) is None
+    assert run(lenient).promoted
+    assert lenient.done == []
+
+
+def test_a_refused_candidate_is_moved_aside_for_another_training(tmp_path: Path) -> None:
+    run(GivenTask(tmp_path, NOTHING))
+    task = GivenTask(tmp_path, GAINS, learning_rate=2.0)
+    run(task)
+    assert "train" in task.done
+    (aside,) = task.output.glob("candidate-*")
+    assert json.loads((aside / "ragproj.json").read_text(encoding="utf-8"))["promoted"] is False
+
+
+@pytest.mark.parametrize("stage", ["train", "measure 1"])
+def test_a_run_broken_off_goes_on_at_the_stage_it_had_come_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    class PowerCutError(Exception):
+        pass
+
+    def cut(*_: object, **__: object) -> None:
+        raise PowerCutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.judging._after" if stage == "train" else "finetune.judging.write_report", cut)
+        with pytest.raises(PowerCutError):
+            run(GivenTask(tmp_path, GAINS))
+    task = GivenTask(tmp_path, GAINS)
+    assert run(task).promoted
+    assert task.done == (["measure 1"] if stage == "train" else [])
+
+
+def test_a_model_that_was_judged_but_not_yet_moved_is_promoted_when_the_run_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("finetune.judging.conclude", lambda _, outcome: outcome)
+        assert run(GivenTask(tmp_path, GAINS)).model.name == CANDIDATE
+    task = GivenTask(tmp_path, GAINS)
+    outcome = finished(task)
+    assert outcome is not None
+    assert conclude(task, outcome).model == task.output / MODEL
+    assert (task.output / MODEL / "ragproj.json").is_file()
+
+
+def test_where_it_forgets_the_best_mixture_that_passes_is_promoted(tmp_path: Path) -> None:
+    task = GivenTask(tmp_path, FORGETS)
+    outcome = run(task)
+    assert outcome.promoted
+    assert (outcome.model / "model.safetensors").read_text(encoding="utf-8") == "0.6"
+    assert outcome.manifest["blend"]["share"] == 0.6
+    assert [passed for _, _, passed in outcome.manifest["blend"]["tried"]] == [False, True, True, True]
+    assert outcome.manifest["metrics"]["news"]["ndcg@10"]["after"] == 0.89
+    assert "与底座权重混合" in (outcome.model / "report.md").read_text(encoding="utf-8")
+    assert (task.output / CANDIDATE).is_dir()  # as it was trained
+
+
+def test_where_no_mixture_passes_the_candidate_itself_is_refused(tmp_path: Path) -> None:
+    right = {"dev": FORGETS["dev"], "news": {share: 50 if share else 90 for share in FORGETS["news"]}}
+    task = GivenTask(tmp_path, right)
+    outcome = run(task)
+    assert not outcome.promoted
+    assert outcome.model == task.output / CANDIDATE
+    assert outcome.manifest["blend"]["share"] is None
+    assert not (task.output / MIXTURE).exists()
+
+
+def test_mixtures_are_not_tried_where_they_are_switched_off(tmp_path: Path) -> None:
+    outcome = run(GivenTask(tmp_path, FORGETS, gate=GateConfig(blend=False)))
+    assert not outcome.promoted
+    assert outcome.manifest["blend"] is None
+
+
+def test_an_error_found_before_the_run_stops_it_before_anything_is_written(tmp_path: Path) -> None:
+    task = GivenTask(tmp_path, GAINS, findings=[Finding("dev_leak", "error", "泄漏", "leak")])
+    with pytest.raises(DoctorError, match="dev_leak"):
+        run(task)
+    assert not task.output.exists()
+
+
+def test_an_error_found_while_training_stops_the_run_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DoctorError, match=r"\[not_a_number\] 第 2 步"):
+        run(GivenTask(tmp_path, GAINS, losses=[1.0, float("nan")]))
+
+
+def test_findings_are_told_and_kept_in_the_report(tmp_path: Path) -> None:
+    task = GivenTask(tmp_path, GAINS, findings=[Finding("truncated", "warning", "截断", "cut")])
+    outcome = run(task)
+    assert "[truncated] 截断 / cut" in task.told
+    assert outcome.manifest["findings"] == [{"name": "truncated", "severity": "warning", "zh": "截断", "en": "cut"}]
+
+
+def test_a_dev_set_is_required_and_its_name_is_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.dev"):
+        require_dev(EvaluationConfig())
+    section = {"rows": ["dev.jsonl"]}
+    with pytest.raises(ConfigError, match="dev"):
+        require_dev(EvaluationConfig.from_dict({"dev": section, "extra": {"dev": section}}, where="test"))
