@@ -66,7 +66,24 @@ def build_parser() -> argparse.ArgumentParser:
     _data(verbs.add_parser("data", help="准备训练数据 / make training data"))
     _finetune(verbs.add_parser("finetune", help="微调模型，效果有数字 / fine-tune a model and measure the gain"))
     _convert(verbs.add_parser("convert", help="转换 ChatGLM3 权重和适配器 / convert ChatGLM3 weights and adapters"))
+    _generate(verbs)
     return parser
+
+
+def _generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What a generator does without a knowledge base."""
+    module = "ui.generate_commands"
+    generate = _action(verbs, "generate", "根据给出的资料回答 / answer from references that are given", module=module)
+    generate.add_argument("--model", required=True, metavar="MODEL", help="模型目录或模型名 / directory or model id")
+    generate.add_argument("--adapter", metavar="DIR", help="LoRA 适配器 / LoRA adapter")
+    generate.add_argument("--question", required=True, metavar="QUESTION")
+    generate.add_argument("--references", required=True, metavar="FILE", help="JSONL 或按空行分段的文本 / or plain text")
+
+    merge = _action(verbs, "merge", "把适配器并入模型 / merge an adapter into its model", module=module)
+    merge.add_argument("adapter", metavar="ADAPTER", help="适配器目录 / adapter directory")
+    merge.add_argument("out", metavar="OUT", help="要写出的模型目录 / model directory to write")
+    merge.add_argument("--base", metavar="MODEL", help="所属的模型，默认取适配器里写的 / model it belongs to")
+    merge.add_argument("--original", action="store_true", help="同时写出原版布局 / the original layout, too")
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +100,13 @@ def _data(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--out", required=True, metavar="DIR", help="输出文件夹 / folder of the results")
     rows.add_argument("--overwrite", action="store_true", help="替换已有的结果 / replace what is there")
 
+    generation = _action(
+        actions, "generation", "生成模型的训练数据：引用、干扰、拒答、追问 / rows for the generator", module=_DATA
+    )
+    generation.add_argument("rows", nargs="+", metavar="FILE", help="JSONL：question, references, answer")
+    generation.add_argument("--out", required=True, metavar="DIR", help="输出文件夹 / folder of the results")
+    generation.add_argument("--overwrite", action="store_true", help="替换已有的结果 / replace what is there")
+
     mine = _action(actions, "mine", "挖掘难负例 / mine hard negatives", module=_DATA)
     mine.add_argument("--rows", required=True, nargs="+", metavar="FILE", help="检索训练数据 JSONL / retrieval rows")
     mine.add_argument(
@@ -95,7 +119,11 @@ def _data(parser: argparse.ArgumentParser) -> None:
 def _finetune(parser: argparse.ArgumentParser) -> None:
     """What can be fine-tuned."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="MODEL")
-    for name, text in (("bge", "微调 BGE 向量模型 / the BGE embedder"), ("reranker", "微调重排模型 / the reranker")):
+    for name, text in (
+        ("bge", "微调 BGE 向量模型 / the BGE embedder"),
+        ("reranker", "微调重排模型 / the reranker"),
+        ("chatglm3", "微调 ChatGLM3，学会引用和拒答 / ChatGLM3, to cite and to refuse"),
+    ):
         _action(actions, name, text, module="ui.finetune_commands", function=f"finetune_{name}", config_required=True)
 
 

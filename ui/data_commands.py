@@ -48,6 +48,15 @@ def rows(arguments: argparse.Namespace) -> int:
     return _tell(arguments, report)
 
 
+def generation(arguments: argparse.Namespace) -> int:
+    """Make rows for the generator: citations, distractors, refusals, follow-ups."""
+    from finetune.data.generation import GenerationDataConfig, make_generation_rows
+
+    config = GenerationDataConfig.from_dict(_settings(arguments), where=_where(arguments))
+    paths = [Path(path) for path in arguments.rows]
+    return _tell(arguments, make_generation_rows(paths, Path(arguments.out), config, overwrite=arguments.overwrite))
+
+
 def mine(arguments: argparse.Namespace) -> int:
     """Mine hard negatives for rows."""
     from finetune.data.mine import MiningConfig
