@@ -58,8 +58,10 @@ _CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
 _CPU_ROWS, _GPU_ROWS = 64, 1_024
 _EVENTS = 10  # evaluations and checkpoints of a run whose config does not say how often
 _SHOWN = 20  # rows named in a message
-# Settings that do not change what the weights become.
-_FREE = frozenset({"output", "evaluation", "gate", "doctor", "checkpoint_steps", "log_steps", "graph_tokens", "device"})
+# Settings that do not change what the weights become (of the training files the rows count, not their names).
+_FREE = frozenset(
+    {"output", "train", "evaluation", "gate", "doctor", "checkpoint_steps", "log_steps", "graph_tokens", "device"}
+)
 
 
 class TrainingError(RagProjError):
