@@ -77,7 +77,9 @@ def _generate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     generate.add_argument("--model", required=True, metavar="MODEL", help="模型目录或模型名 / directory or model id")
     generate.add_argument("--adapter", metavar="DIR", help="LoRA 适配器 / LoRA adapter")
     generate.add_argument("--question", required=True, metavar="QUESTION")
-    generate.add_argument("--references", required=True, metavar="FILE", help="JSONL 或按空行分段的文本 / or plain text")
+    generate.add_argument(
+        "--references", required=True, metavar="FILE", help="JSONL 或按空行分段的文本 / or plain text"
+    )
 
     merge = _action(verbs, "merge", "把适配器并入模型 / merge an adapter into its model", module=module)
     merge.add_argument("adapter", metavar="ADAPTER", help="适配器目录 / adapter directory")
