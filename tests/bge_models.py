@@ -90,7 +90,7 @@ def build_xlm_roberta(target: Path, *, hidden: int = 64, layers: int = 2, heads:
     tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     tokenizer.save(str(target / "tokenizer.json"))
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, "bos_token": "<s>", "eos_token": "</s>",
+        "tokenizer_class": "XLMRobertaTokenizer", "model_max_length": 512, "bos_token": "<s>", "eos_token": "</s>",
         "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>",
     }  # fmt: skip
     _write_json(target / "tokenizer_config.json", settings)
@@ -111,6 +111,18 @@ def build_xlm_roberta(target: Path, *, hidden: int = 64, layers: int = 2, heads:
         eos_token_id=2,
     )
     XLMRobertaModel(shape).save_pretrained(target)
+    return target
+
+
+def build_reranker(embedder: Path, target: Path, seed: int = 0) -> Path:
+    """Write a cross-encoder with one label and random weights, with the shape and the tokenizer of an embedder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    without_modules(embedder, target)
+    shape = AutoConfig.from_pretrained(str(embedder), num_labels=1)
+    torch.manual_seed(seed)
+    AutoModelForSequenceClassification.from_config(shape).save_pretrained(target)
     return target
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,9 +149,11 @@ class BGEEmbeddings(Embeddings):
         unique = list(dict.fromkeys(texts))  # equal texts are computed once
         vectors = np.zeros((len(unique), self.directory.dimensions), np.float32)
         start = 0
-        for rows in ahead(self._token_ids, [unique[at : at + _WINDOW] for at in range(0, len(unique), _WINDOW)]):
-            vectors[start : start + len(rows)] = self._opened().embed(rows, self.directory.dimensions)
-            start += len(rows)
+        windows = [unique[at : at + _WINDOW] for at in range(0, len(unique), _WINDOW)]
+        with _evaluating(self._encoder):
+            for rows in ahead(self._token_ids, windows):
+                vectors[start : start + len(rows)] = self._opened().embed(rows, self.directory.dimensions)
+                start += len(rows)
         if len(unique) == len(texts):
             return vectors
         place = {text: index for index, text in enumerate(unique)}
@@ -172,6 +175,20 @@ class BGEEmbeddings(Embeddings):
                 " the longest has %d tokens: %r ...",
                 len(long), len(texts), self.max_length, lengths[longest], texts[longest][:40],
             )  # fmt: skip
+
+
+@contextmanager
+def _evaluating(encoder: torch.nn.Module | None) -> Iterator[None]:
+    """Dropout off in weights of a training under way, and then as it was."""
+    training = encoder is not None and encoder.training
+    if encoder is None or not training:
+        yield
+        return
+    encoder.eval()
+    try:
+        yield
+    finally:
+        encoder.train()
 
 
 def _state_digest(encoder: torch.nn.Module) -> str:

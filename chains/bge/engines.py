@@ -89,16 +89,9 @@ class TorchEngine:
         from chains.bge.encoder import embed, pad
 
         ids, mask = pad(rows, self._pad_id)
-        was_training = self._encoder.training
-        if was_training:  # from_encoder in mid-training; writing the flags while other threads read them is avoided
-            self._encoder.eval()
-        try:
-            with torch.inference_mode():
-                mask = None if mask is None else mask.to(self._device)
-                vectors = embed(self._encoder, ids.to(self._device), mask, self._directory)
-        finally:
-            if was_training:
-                self._encoder.train()
+        with torch.inference_mode():
+            mask = None if mask is None else mask.to(self._device)
+            vectors = embed(self._encoder, ids.to(self._device), mask, self._directory)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
 

@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 from chains.config import (
+    BgeEmbeddingsConfig,
+    BgeRerankerConfig,
     ChatGLM3Config,
     ChatModelConfig,
     DenseRetrieverConfig,
+    EmbeddingsConfig,
     ExtractiveConfig,
     HuggingFaceConfig,
     HybridRetrieverConfig,
@@ -84,6 +87,7 @@ def tags(union: Any) -> set[str]:
 
 def test_the_components_are_these() -> None:
     assert tags(RetrieverConfig) == {"dense", "lexical", "hybrid"}
+    assert tags(EmbeddingsConfig) == {"lexical", "bge"}
     assert tags(LLMConfig) == {"extractive", "chat_model", "chatglm3", "huggingface"}
 
 
@@ -101,6 +105,8 @@ def test_the_components_are_these() -> None:
             ChatGLM3Config(model="m", quantization="nf4"),
         ),
         ("llm", {"_type": "huggingface", "model": "m"}, HuggingFaceConfig(model="m")),
+        ("embeddings", {"_type": "bge", "model": "m"}, BgeEmbeddingsConfig(model="m")),
+        ("reranker", {"_type": "bge_reranker", "model": "m"}, BgeRerankerConfig(model="m")),
         ("embeddings", {"_type": "lexical", "dimensions": 256}, LexicalEmbeddingsConfig(dimensions=256)),
     ],
 )
@@ -114,7 +120,9 @@ def test_a_type_names_the_component(field: str, data: dict[str, Any], expected: 
         ({"retriever": {"_type": "sparse"}}, "retriever", ["dense", "hybrid", "lexical"]),
         ({"llm": {"_type": "chatglm4"}}, "llm", ["extractive", "chat_model", "chatglm3", "huggingface"]),
         ({"llms": {"big": {"model": "x"}}}, "llms.big", ["extractive", "chat_model"]),
-        ({"embeddings": {"_type": "bge"}}, "embeddings", ["lexical"]),
+        ({"embeddings": {"_type": "word2vec"}}, "embeddings", ["lexical", "bge"]),
+        ({"embeddings": {"_type": "bge"}}, "embeddings.model", ["model"]),
+        ({"reranker": {"model": "m", "batch": 1}}, "reranker.batch", ["max_length", "device"]),
         ({"vectorstore": {"_type": "milvus"}}, "vectorstore", ["faiss"]),
         ({"language": "fr"}, "language", ["zh", "en"]),
         ({"loader": {"ocr": "always"}}, "loader.ocr", ["auto", "off"]),

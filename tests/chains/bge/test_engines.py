@@ -1,0 +1,166 @@
+"""Every engine against float32, refusals, the choice of `auto`, batches over several devices."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chains.bge.directory import ModelDirectoryError
+from chains.bge.embeddings import BGEEmbeddings
+from chains.bge.engines import EngineFactory, devices
+from chains.bge.pool import EnginePool, ahead
+from loaders.errors import UsageError
+
+TEXTS = [
+    "怎样备份知识库？",
+    "第一条 为了惩罚犯罪，保护人民，根据宪法，制定本法。",
+    "RAG 与 ChatGLM3-6B",
+    "",
+    "向量" * 100,
+    *(f"第{number}条 文档问题" for number in range(40)),
+]
+
+
+@pytest.fixture(scope="module")
+def reference(bert: Path) -> Any:
+    return BGEEmbeddings(bert, engine="torch").embed_documents_array(TEXTS)
+
+
+def lowest_cosine(vectors: Any, reference: Any) -> float:
+    return float((vectors * reference).sum(axis=1).min())
+
+
+@pytest.mark.parametrize(("engine", "bar"), [("torch_int8", 0.999), ("openvino", 0.9999), ("openvino_int8", 0.999)])
+def test_engines_agree_with_float32(bert: Path, reference: Any, engine: Any, bar: float) -> None:
+    if engine.startswith("openvino"):
+        pytest.importorskip("openvino")
+    embeddings = BGEEmbeddings(bert, engine=engine)
+    assert lowest_cosine(embeddings.embed_documents_array(TEXTS), reference) >= bar
+    assert embeddings.engine.name.startswith(engine)
+
+
+def test_eight_bits_hold_for_bge_m3_and_adapters(xlm_roberta: Path, bert: Path, adapter: Path) -> None:
+    for arguments in ({"model": xlm_roberta}, {"model": bert, "adapter": adapter}):
+        exact = BGEEmbeddings(engine="torch", **arguments).embed_documents_array(TEXTS)
+        assert (
+            lowest_cosine(BGEEmbeddings(engine="torch_int8", **arguments).embed_documents_array(TEXTS), exact) > 0.999
+        )
+
+
+def test_eight_bits_follow_mean_pooling(bert: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(bert, tmp_path / "mean")
+    (tmp_path / "mean" / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+    exact = BGEEmbeddings(tmp_path / "mean", engine="torch").embed_documents_array(TEXTS)
+    assert (
+        lowest_cosine(BGEEmbeddings(tmp_path / "mean", engine="torch_int8").embed_documents_array(TEXTS), exact) > 0.999
+    )
+
+
+def test_an_engine_below_the_bar_refuses_itself(
+    bert: Path, reference: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("chains.bge.engines.LEAST_COSINE", 1.1)
+    embeddings = BGEEmbeddings(bert, engine="torch_int8")
+    with caplog.at_level(logging.INFO):
+        vectors = embeddings.embed_documents_array(TEXTS)
+    assert "torch_int8, down in float32, output in float32 refuses itself" in caplog.text
+    assert embeddings.engine.name == "torch cpu float32"
+    assert np.array_equal(vectors, reference)
+
+
+def test_auto_remembers_what_it_measured_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from bge_models import build_bert
+
+    monkeypatch.setattr(EngineFactory, "_candidates", ("torch_int8",))
+    model = build_bert(tmp_path / "model", layers=1)
+    with caplog.at_level(logging.INFO):
+        first = BGEEmbeddings(model).engine.name
+        second = BGEEmbeddings(model).engine.name
+    assert first == second
+    assert "fastest here that agrees" in caplog.text
+    assert "the fastest of an earlier run" in caplog.text
+    (note,) = (model / ".ragproj").glob("engine-*.json")
+    assert set(json.loads(note.read_text(encoding="utf-8"))["tokens_per_second"]) == {"torch", "torch_int8"}
+
+
+def test_an_engine_whose_library_is_missing_says_what_to_install(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelDirectoryError, match=r"ragproj\[openvino\]"):
+        BGEEmbeddings(bert, engine="openvino").embed_query("问题")
+
+
+def test_two_devices_give_the_vectors_of_one(bert: Path, reference: Any) -> None:
+    embeddings = BGEEmbeddings(bert, engine="torch", device="cpu,cpu")
+    assert np.allclose(embeddings.embed_documents_array(TEXTS), reference, atol=1e-6)
+
+
+class Counting:
+    """An engine that notes its batches; the first number of a text is its vector."""
+
+    name = "counting"
+    parallel = False
+
+    def __init__(self, limits: Any) -> None:
+        self.limits = limits
+        self.batches = 0
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> Any:
+        self.batches += 1
+        return np.array([[row[0]] for row in rows], np.float32)
+
+
+def test_batches_go_to_every_device_and_vectors_keep_their_order() -> None:
+    from chains.bge.engines import BatchLimits
+
+    engines = [Counting(BatchLimits(8, 2)), Counting(BatchLimits(8, 2))]
+    rows = [[number] * (1 + number % 5) for number in range(100)]
+    assert EnginePool(engines).embed(rows, 1)[:, 0].tolist() == list(range(100))
+    assert engines[0].batches + engines[1].batches >= 50
+    assert engines[1].batches > 0
+
+
+def test_threads_of_a_pool_leave_torch_as_it_was(bert: Path) -> None:
+    import threading
+
+    import torch
+
+    def threads_elsewhere() -> int:
+        seen: list[int] = []
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return seen[0]
+
+    before = (torch.get_num_threads(), threads_elsewhere())
+    BGEEmbeddings(bert, engine="torch").embed_documents(TEXTS)
+    assert (torch.get_num_threads(), threads_elsewhere()) == before
+
+
+def test_ahead_keeps_the_order_and_passes_errors_on() -> None:
+    assert list(ahead(str, range(5))) == ["0", "1", "2", "3", "4"]
+    assert list(ahead(str, [])) == []
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda number: 1 // number, [1, 0]))
+
+
+def test_devices_are_split_at_commas_and_a_missing_gpu_is_named() -> None:
+    import torch
+
+    assert devices("cuda:0, cuda:1") == ["cuda:0", "cuda:1"]
+    assert devices("cpu") == ["cpu"]
+    if torch.cuda.is_available():
+        assert devices("cuda") == devices(None) == [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        return
+    assert devices(None) == ["cpu"]
+    with pytest.raises(UsageError, match="no GPU"):
+        devices("cuda")
