@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from workshop import GATE_WORD, SMALL_BATCH, Home, Nursery, SlowEmbeddings, Work
 from chains.knowledge_base import FingerprintError
 
 ROUNDS = 50  # of each of the four operations: 200 kills
+LANES = 2  # rounds at once, each in a folder of its own: one is checked while another one's worker works
 SMALL_FILES = 24
 
 
@@ -26,6 +29,7 @@ class Trial:
 
     folder: Path
     nursery: Nursery
+    lane: str = ""
 
     @property
     def docs(self) -> Path:
@@ -33,11 +37,15 @@ class Trial:
 
     @property
     def kb(self) -> Path:
-        return self.folder / "kb"
+        return self.folder / f"kb{self.lane}"
 
     @property
     def done(self) -> Path:
-        return self.folder / "done"
+        return self.folder / f"done{self.lane}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"embedded{self.lane}"
 
     def write_documents(self, version: int, *, files: range = range(SMALL_FILES)) -> None:
         """Small files, one long text and one file of many documents."""
@@ -64,26 +72,43 @@ class Trial:
             assert not home.ingestor().ingest([self.docs]).failed
             return home.texts()
 
-    def unbroken(self, start: Callable[[], Worker], model: str = "one") -> tuple[dict[str, Any], float]:
+    def unbroken(self, start: Callable[[Trial], Worker], model: str = "one") -> tuple[dict[str, Any], float]:
         """What the operation leaves when nothing disturbs it, and how long it takes."""
         seconds = float("inf")
         for _ in range(3):  # the shortest: on a busy machine the others are longer than most rounds will be
             self.reset()
             started = time.monotonic()
-            start().succeed()
+            start(self).succeed()
             seconds = min(seconds, time.monotonic() - started)
         with Home(self.kb, SlowEmbeddings(model)) as home:
             assert home.problems() == []
             return home.picture(), seconds
 
-    def killed(self, start: Callable[[], Worker], after_s: float) -> list[str]:
+    def killed(self, start: Callable[[Trial], Worker], after_s: float) -> list[str]:
         """Start over, kill the operation, and give what it had reported as done."""
         self.reset()
-        worker = start()
+        worker = start(self)
         worker._ended.wait(after_s)
         worker.kill()
         assert worker.wait() in (0, -9), worker.complaint
         return lines_of(self.done)
+
+    def at_every_moment(self, seed: str, seconds: float, play: Callable[[Trial, float], bool]) -> None:
+        """Play a round for each moment, in a few lanes at once; more than a quarter must have been interrupted."""
+        lanes: queue.SimpleQueue[Trial] = queue.SimpleQueue()
+        for number in range(LANES):
+            lanes.put(replace(self, lane=f"-{number}"))
+
+        def play_somewhere(moment: float) -> bool:
+            lane = lanes.get()
+            try:
+                return play(lane, moment)
+            finally:
+                lanes.put(lane)
+
+        with ThreadPoolExecutor(LANES) as pool:
+            interrupted = sum(pool.map(play_somewhere, moments(seed, seconds)))
+        assert interrupted > ROUNDS / 4  # the duration varies with what else the machine does
 
 
 @pytest.fixture
@@ -117,22 +142,23 @@ def test_ingest_killed_at_any_moment_keeps_every_committed_file_and_resumes(tria
     names = sorted(str(path) for path in trial.docs.iterdir())
     after = trial.expected()
 
-    def start() -> Worker:
-        return trial.nursery.start("ingest", kb=trial.kb, docs=trial.docs, done=trial.done)
+    def start(lane: Trial) -> Worker:
+        return lane.nursery.start("ingest", kb=lane.kb, docs=lane.docs, done=lane.done)
 
     whole, seconds = trial.unbroken(start)
-    interrupted = 0
-    for moment in moments("ingest", seconds):
-        done = trial.killed(start, moment)
-        interrupted += "end" not in done
-        with Home(trial.kb, create=True) as home:
+
+    def play(lane: Trial, moment: float) -> bool:
+        done = lane.killed(start, moment)
+        with Home(lane.kb, create=True) as home:
             assert home.problems() == [], moment
             check_versions(home, {}, after, names[: finished(done)])
-        start().succeed()
-        with Home(trial.kb) as home:
+        start(lane).succeed()
+        with Home(lane.kb) as home:
             assert home.picture() == whole, moment
             assert home.problems() == [], moment
-    assert interrupted > ROUNDS / 4  # the duration varies with what else the machine does
+        return "end" not in done
+
+    trial.at_every_moment("ingest", seconds, play)
 
 
 @pytest.mark.slow
@@ -150,23 +176,24 @@ def test_sync_killed_at_any_moment_leaves_every_source_whole_and_resumes(trial: 
     shutil.rmtree(trial.folder / "elsewhere")
     after = trial.expected()
 
-    def start() -> Worker:
-        return trial.nursery.start("ingest", kb=trial.kb, docs=trial.docs, done=trial.done, sync=True)
+    def start(lane: Trial) -> Worker:
+        return lane.nursery.start("ingest", kb=lane.kb, docs=lane.docs, done=lane.done, sync=True)
 
     whole, seconds = trial.unbroken(start)
     assert whole["texts"] == after
-    interrupted = 0
-    for moment in moments("sync", seconds):
-        done = trial.killed(start, moment)
-        interrupted += "end" not in done
-        with Home(trial.kb) as home:
+
+    def play(lane: Trial, moment: float) -> bool:
+        done = lane.killed(start, moment)
+        with Home(lane.kb) as home:
             assert home.problems() == [], moment
             check_versions(home, before, after, names[: finished(done)])
-        start().succeed()
-        with Home(trial.kb) as home:
+        start(lane).succeed()
+        with Home(lane.kb) as home:
             assert home.picture() == whole, moment
             assert home.problems() == [], moment
-    assert interrupted > ROUNDS / 4  # the duration varies with what else the machine does
+        return "end" not in done
+
+    trial.at_every_moment("sync", seconds, play)
 
 
 @pytest.mark.slow
@@ -178,23 +205,24 @@ def test_remove_killed_at_any_moment_forgets_what_it_reported_and_keeps_the_rest
     removed = [source for number, source in enumerate(sorted(before)) if number % 4 == 1]
     after = {source: texts for source, texts in before.items() if source not in removed}
 
-    def start() -> Worker:
-        return trial.nursery.start("remove", kb=trial.kb, sources=removed, done=trial.done)
+    def start(lane: Trial) -> Worker:
+        return lane.nursery.start("remove", kb=lane.kb, sources=removed, done=lane.done)
 
     whole, seconds = trial.unbroken(start)
     assert whole["texts"] == after
-    interrupted = 0
-    for moment in moments("remove", seconds):
-        done = trial.killed(start, moment)
-        interrupted += "end" not in done
-        with Home(trial.kb) as home:
+
+    def play(lane: Trial, moment: float) -> bool:
+        done = lane.killed(start, moment)
+        with Home(lane.kb) as home:
             assert home.problems() == [], moment
             check_versions(home, before, after, [line for line in done if line != "end"])
-        start().succeed()
-        with Home(trial.kb) as home:
+        start(lane).succeed()
+        with Home(lane.kb) as home:
             assert home.picture() == whole, moment
             assert home.problems() == [], moment
-    assert interrupted > ROUNDS / 4  # the duration varies with what else the machine does
+        return "end" not in done
+
+    trial.at_every_moment("remove", seconds, play)
 
 
 @pytest.mark.slow
@@ -202,35 +230,35 @@ def test_reembed_killed_at_any_moment_answers_and_resumes_without_embedding_what
     trial.write_documents(1)
     trial.nursery.start("ingest", kb=trial.kb, docs=trial.docs, done=trial.done).succeed()
     trial.base()
-    log = trial.folder / "embedded"
 
-    def start() -> Worker:
+    def start(lane: Trial) -> Worker:
         # the delay stands for a model: most kills then fall where the time of a real run goes
-        return trial.nursery.start("reembed", kb=trial.kb, done=trial.done, log=log, delay_s=0.005)
+        return lane.nursery.start("reembed", kb=lane.kb, done=lane.done, log=lane.log, delay_s=0.005)
 
     whole, seconds = trial.unbroken(start, "two")
     total = len(whole["chunks"])
-    interrupted = 0
-    for moment in moments("reembed", seconds):
-        log.unlink(missing_ok=True)
-        done = trial.killed(start, moment)
+
+    def play(lane: Trial, moment: float) -> bool:
+        lane.log.unlink(missing_ok=True)
+        done = lane.killed(start, moment)
         stored = max((int(line) for line in done if line.isdigit()), default=0)
-        with Home(trial.kb) as home:
+        with Home(lane.kb) as home:
             switched = home.kb.generation().fingerprint == SlowEmbeddings("two").fingerprint  # type: ignore[union-attr]
             assert switched or "switched" not in done, moment
             assert len(home.kb.generations()) <= 2, moment
             made = home.kb._number("SELECT COUNT(*) FROM vectors") - total
             assert made >= stored, moment
-        with Home(trial.kb, SlowEmbeddings("two" if switched else "one")) as home:
+        with Home(lane.kb, SlowEmbeddings("two" if switched else "one")) as home:
             assert home.problems() == [], moment
             assert home.ask("第3-1号：合同")
-        interrupted += "end" not in done
-        start().succeed()
-        assert len(lines_of(log)) <= total + (0 if switched else SMALL_BATCH), moment
-        with Home(trial.kb, SlowEmbeddings("two")) as home:
+        start(lane).succeed()
+        assert len(lines_of(lane.log)) <= total + (0 if switched else SMALL_BATCH), moment
+        with Home(lane.kb, SlowEmbeddings("two")) as home:
             assert home.picture() == whole, moment
             assert home.problems() == [], moment
-    assert interrupted > ROUNDS / 4  # the duration varies with what else the machine does
+        return "end" not in done
+
+    trial.at_every_moment("reembed", seconds, play)
 
 
 def test_a_file_that_disappears_after_its_ingest_was_killed_is_forgotten_by_sync(trial: Trial) -> None:

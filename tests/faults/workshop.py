@@ -25,7 +25,7 @@ import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from chains import ingestion, reembedding
+from chains import faiss_index, fulltext, ingestion, reembedding
 from chains.checks import check
 from chains.embeddings import PROBE
 from chains.fulltext import FullTextIndex, query_terms
@@ -36,6 +36,7 @@ from chains.vectorstores import FaissVectorStore
 from loaders.documents import LoaderConfig, read_file
 from loaders.errors import RagProjError
 from loaders.splitters import SplitterConfig
+from loaders.text import normalise
 
 DIMENSIONS = 32
 SMALL_BATCH = 48  # chunks in a transaction, instead of 512: small documents then have many moments to die in
@@ -206,11 +207,15 @@ def work_ingest(kb: str, docs: str, done: str, gate: str = "", *, sync: bool = F
 
 def work_remove(kb: str, sources: list[str], done: str) -> None:
     """Remove sources one by one, as `ragproj remove` does; each goes into `done` when it is gone."""
+    # as in a big knowledge base: what is removed is marked first and taken out of the files afterwards
+    faiss_index._COMPACTED_AT_ONCE = fulltext._REWRITTEN_AT_ONCE = 0
     with Home(Path(kb)) as home:
-        for source in sources:
+        for number, source in enumerate(sources):
             home.kb.writer().remove_sources([source])
             append(Path(done), source)
             home.ingestor().save_caches()
+            if number % 2:
+                home.ingestor().compact_caches()
     append(Path(done), "end")
 
 
@@ -330,13 +335,14 @@ class Nursery:
         self._started: dict[int, threading.Event] = {}
         self._born: Worker | None = None
         self._birth = threading.Condition()
+        self._starting = threading.Lock()  # one request at a time, so that each gets its own worker
         threading.Thread(target=self._listen, daemon=True).start()
 
     def start(self, work: str, **arguments: Any) -> Worker:
         """A worker at `work_<work>(**arguments)`; it has begun when this returns."""
         assert self._process.stdin is not None
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
-        with self._birth:
+        with self._starting, self._birth:
             self._born = None
             self._process.stdin.write(json.dumps({"work": work, "arguments": plain}) + "\n")
             self._process.stdin.flush()
@@ -371,7 +377,7 @@ def main() -> None:
 
     faiss.omp_set_num_threads(1)
     # what is imported and cached now costs no worker anything
-    assert langchain_text_splitters and tantivy and query_terms("劳动合同")
+    assert langchain_text_splitters and tantivy and query_terms("劳动合同") and normalise("劳动合同")
     mute = threading.Lock()
 
     def tell(**message: Any) -> None:
