@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from chains.bge.directory import digest
 from finetune.blend import best, sweep
-from finetune.data.rows import RetrievalRow
+from finetune.data.rows import GenerationRow, RetrievalRow
 from finetune.doctor import DoctorConfig, Finding, Monitor, settle
 from finetune.evaluation import EvaluationConfig
 from finetune.gate import DEV, GateConfig, Verdict, decide, forgets
@@ -65,6 +65,18 @@ class Trained:
     findings: tuple[Mapping[str, Any], ...] = ()
 
 
+class Evaluation(Protocol):
+    """What a run must know of its evaluation."""
+
+    @property
+    def metric(self) -> str:
+        """What the gate goes by."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether dev is measured together with lexical search, too."""
+
+
 class Task(ABC):
     """What differs between the kinds of models: how one is trained, and how it is measured."""
 
@@ -78,15 +90,17 @@ class Task(ABC):
     output: Path
     files: Sequence[Path]
     """of the rows"""
-    rows: Sequence[RetrievalRow]
+    rows: Sequence[RetrievalRow] | Sequence[GenerationRow]
     seed: int
     settings: Mapping[str, Any]
     sampled: Mapping[str, bool]
     """by set, dev first: whether it is a sample"""
-    evaluation: EvaluationConfig
+    evaluation: Evaluation
     gate: GateConfig
     doctor: DoctorConfig
     tell: Teller
+    set_report: ClassVar[type[SetReport]] = SetReport
+    """how a set is compared before and after"""
 
     @abstractmethod
     def training(self) -> dict[str, Any]:
@@ -271,7 +285,9 @@ def _report(
         digest=digest(model),
         verdict=verdict,
         metric=task.evaluation.metric,
-        sets={name: SetReport(before.sets[name], after.sets[name], drawn) for name, drawn in task.sampled.items()},
+        sets={
+            name: task.set_report(before.sets[name], after.sets[name], drawn) for name, drawn in task.sampled.items()
+        },
         data=data_files(task.files, task.rows),
         settings=task.settings,
         seed=task.seed,
@@ -288,7 +304,7 @@ def _report(
     )
 
 
-def data_files(paths: Sequence[Path], rows: Sequence[RetrievalRow]) -> list[DataFile]:
+def data_files(paths: Sequence[Path], rows: Sequence[RetrievalRow] | Sequence[GenerationRow]) -> list[DataFile]:
     """The files of training rows, each with its hash and how many rows it gave."""
     counts = Counter(row.file for row in rows)
     return [file_of(path, counts[str(path)]) for path in paths]

@@ -43,6 +43,21 @@ def finetune_reranker(arguments: argparse.Namespace) -> int:
     return 0 if outcome.promoted else 1
 
 
+def finetune_chatglm3(arguments: argparse.Namespace) -> int:
+    """Train ChatGLM3 to answer from references; 1 when the gate refuses it."""
+    from finetune.chatglm3.config import load_chatglm3_training_config
+
+    config = load_chatglm3_training_config(Path(arguments.config), arguments.overrides)
+    from finetune.chatglm3.run import finetune_chatglm3 as run  # torch takes seconds to import
+
+    with _Progress(config.evaluation.metric) as progress:
+        outcome = run(config, observe=progress.observe, tell=progress.tell)
+    if outcome is None:  # another process of torchrun reports
+        return 0
+    _report(arguments, outcome.model, outcome.manifest, already=outcome.already)
+    return 0 if outcome.promoted else 1
+
+
 class _Progress:
     """A bar of the steps on the error stream, and lines above it."""
 

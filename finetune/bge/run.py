@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from finetune.bge.config import BgeTrainingConfig
 from finetune.bge.distributed import joined
 from finetune.bge.encoder import choose_device
 from finetune.bge.train import Plan, TrainingEvent, rows_digest, settings_of, train
-from finetune.data.rows import read_retrieval_rows
+from finetune.data.rows import RetrievalRow, read_retrieval_rows
 from finetune.doctor import Finding
 from finetune.evaluation import EvaluationConfig, RetrievalSet, evaluate_embeddings, read_set
 from finetune.gate import DEV
@@ -56,6 +56,8 @@ class BgeTask(Task):
     """What a run is about: read once, changed by no stage."""
 
     kind = "bge"
+    rows: Sequence[RetrievalRow]
+    evaluation: EvaluationConfig
 
     def __init__(
         self,

@@ -55,6 +55,11 @@ class GenerationEvaluationConfig(Config):
     concurrency: int = Field(default=8, ge=1, description="answers generated at a time")
     seed: int = Field(default=0, description="of what is sampled for an evaluation")
 
+    @property
+    def fused(self) -> bool:
+        """Lexical search has no part in answers."""
+        return False
+
 
 class ChatGlm3TrainingConfig(Config):
     """A training run of ChatGLM3."""

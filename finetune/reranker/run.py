@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +21,9 @@ from finetune.bge.checks import (
 )
 from finetune.bge.encoder import choose_device
 from finetune.bge.train import TrainingEvent, rows_digest
-from finetune.data.rows import read_retrieval_rows
+from finetune.data.rows import RetrievalRow, read_retrieval_rows
 from finetune.doctor import Finding, check_learning_rate, check_precision, check_steps, check_truncated, in_order
+from finetune.evaluation import EvaluationConfig
 from finetune.gate import DEV
 from finetune.judging import CANDIDATE, Outcome, Task, Teller, Trained, Watch, conclude, finished, require_dev, run
 from finetune.measurement import Measured, set_digest
@@ -65,6 +66,8 @@ class RerankerTask(Task):
     """What a run is about: read once, changed by no stage."""
 
     kind = "reranker"
+    rows: Sequence[RetrievalRow]
+    evaluation: EvaluationConfig
     method = "full"
 
     def __init__(
