@@ -37,7 +37,7 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "安装测试所需的依赖 / installing what the tests need …"
-	$(INSTALL) '.[cpu,ocr,train,dev]'
+	$(INSTALL) '.[cpu,ocr,openvino,train,dev]'
 	touch $@ $(VENV)/.base
 
 $(VENV)/bin/python:

@@ -66,6 +66,9 @@ QUESTIONS = [
     ("我以前训练的 LoRA 还能用吗？", "llm.adapter", "chatglm3.md"),
     ("回答里的引用为什么被划掉了？", "资料中没有支持这句话的内容", "chatglm3.md"),
     ("怎样在本机跑 Qwen？", "huggingface", "chatglm3.md"),
+    ("微调过的 BGE 什么都检索不到，为什么？", "池化", "bge.md"),
+    ("BGE 的查询指令要写吗？", "不用自己写", "bge.md"),
+    ("我有两块显卡，能一起生成向量吗？", "一起使用", "bge.md"),
 ]
 
 
