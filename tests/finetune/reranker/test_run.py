@@ -1,0 +1,159 @@
+"""Training of a reranker: FlagEmbedding's loss, resume, and directories that every library opens alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from concept_rows import concept_rows, write_concepts, write_training_yaml
+
+from chains.bge.directory import read_model_directory
+from finetune.data.rows import RetrievalRow
+from finetune.reranker.config import RerankerTrainingConfig, load_reranker_training_config
+from finetune.reranker.model import PairScorer, load_cross_encoder
+from finetune.reranker.run import finetune_reranker
+from finetune.reranker.train import group_loss, train_reranker
+from ui.cli import main
+
+BGE_ONLY = ("temperature", "query_max_tokens", "passage_max_tokens", "query_instruction")
+
+
+def write_config(folder: Path, base: Path, **settings: Any) -> Path:
+    path = write_training_yaml(folder, base, write_concepts(folder), **settings)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for key in BGE_ONLY:
+        del content[key]
+    path.write_text(json.dumps({**content, "max_tokens": 24}), encoding="utf-8")
+    return path
+
+
+def small_config(base: Path, output: Path, **settings: Any) -> RerankerTrainingConfig:
+    content = {"model": str(base), "output": str(output), "train": ["t"], "batch_size": 4, "group_size": 3}
+    return RerankerTrainingConfig.from_dict(
+        {**content, "max_tokens": 32, "dropout": 0.0, "max_steps": 4, "learning_rate": 1e-3, **settings}, where="test"
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The candidate of a short training."""
+    output = tmp_path_factory.mktemp("run")
+    train_reranker(small_config(tiny_encoder, output), concept_rows(16, seed=3), read_model_directory(tiny_encoder))
+    return output / "candidate"
+
+
+PAIRS = [(row.query, text) for row in concept_rows(6, seed=8) for text in (*row.pos, *row.neg)]
+
+
+def our_scores(directory: Path) -> Any:
+    read = read_model_directory(directory)
+    model = load_cross_encoder(read, seed=0, device="cpu")
+    return PairScorer(model, read, max_tokens=32, device="cpu").score(PAIRS)
+
+
+def test_the_loss_of_every_step_is_flagembeddings(tiny_encoder: Path, tmp_path: Path) -> None:
+    import torch
+    from FlagEmbedding.finetune.reranker.encoder_only.base.modeling import CrossEncoderModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    # one negative a row: nothing is drawn
+    rows = [RetrievalRow(row.query, row.pos, row.neg[:1]) for row in concept_rows(4, seed=3)]
+    directory = read_model_directory(tiny_encoder)
+    config = small_config(
+        tiny_encoder, tmp_path / "run", group_size=2, max_steps=20, weight_decay=0.0, max_grad_norm=None,
+        warmup_share=0.0, learning_rate=1e-4,
+    )  # fmt: skip
+    ours = train_reranker(config, rows, directory).losses
+
+    torch.manual_seed(config.seed)  # for the new head
+    model = AutoModelForSequenceClassification.from_pretrained(str(tiny_encoder), num_labels=1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_encoder))
+    theirs = CrossEncoderModel(model, tokenizer=tokenizer, train_batch_size=4).train()
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4, weight_decay=0.0)
+    expected = []
+    for step in range(20):
+        # the order of rows in a batch does not change their mean
+        pairs = [(row.query, text) for row in rows for text in (*row.pos, *row.neg)]
+        batch = tokenizer([q for q, _ in pairs], [p for _, p in pairs], padding=True, return_tensors="pt")
+        loss = theirs(pair=batch).loss
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-4 * (20 - step) / 20  # transformers' linear schedule without warm-up
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(float(loss.detach()))
+    assert ours == pytest.approx(expected, abs=1e-4)
+    assert expected[-1] < expected[0]
+
+
+def test_distillation_adds_flagembeddings_term() -> None:
+    import torch
+    from FlagEmbedding.abc.finetune.reranker import AbsRerankerModel
+
+    scores = torch.tensor([[0.3, -1.0, 2.0], [1.5, 0.2, 0.1]])
+    teacher = torch.tensor([[3.0, 1.0, 0.5], [2.0, -1.0, 0.0]])
+
+    class Given(AbsRerankerModel):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+            self.train_batch_size, self.cross_entropy = 2, torch.nn.CrossEntropyLoss()
+
+        def encode(self, features: Any) -> Any:
+            return scores.reshape(-1, 1)
+
+    expected = Given().train()(pair=None, teacher_scores=teacher.flatten().tolist()).loss
+    assert float(group_loss(scores, teacher)) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_flagembedding_and_sentence_transformers_score_the_directory_as_we_do(trained: Path) -> None:
+    import torch
+    from FlagEmbedding import FlagReranker
+    from sentence_transformers import CrossEncoder
+
+    ours = our_scores(trained)
+    flag = FlagReranker(str(trained), use_fp16=False, devices="cpu").compute_score(PAIRS, max_length=32)
+    assert np.allclose(ours, flag, atol=1e-4)
+    crossed = CrossEncoder(str(trained), device="cpu", max_length=32)
+    raw = crossed.predict(PAIRS, activation_fn=torch.nn.Identity())
+    assert np.allclose(ours, raw, atol=1e-4)
+
+
+def test_a_broken_off_training_ends_with_the_same_weights(trained: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    class PowerCutError(Exception):
+        pass
+
+    def cut(event: Any) -> None:
+        if event.step == 3:
+            raise PowerCutError
+
+    config = small_config(tiny_encoder, tmp_path, checkpoint_steps=2)
+    rows, directory = concept_rows(16, seed=3), read_model_directory(tiny_encoder)
+    with pytest.raises(PowerCutError):
+        train_reranker(config, rows, directory, observe=cut)
+    assert train_reranker(config, rows, directory).steps == 4
+    assert np.allclose(our_scores(tmp_path / "candidate"), our_scores(trained), atol=1e-6)
+
+
+def test_a_run_that_learns_to_order_is_promoted(
+    tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, tiny_encoder, group_size=3, max_steps=40, learning_rate=2e-3)
+    assert main(["finetune", "reranker", "--config", str(config), "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["kind"] == "reranker"
+    gain = output["metrics"]["dev"]["ndcg@10"]
+    assert gain["low"] > 0
+    assert finetune_reranker(load_reranker_training_config(config)).already
+
+
+def test_a_run_that_learns_nothing_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, tiny_encoder, group_size=3, max_steps=1, learning_rate=1e-12)
+    outcome = finetune_reranker(load_reranker_training_config(config))
+    assert not outcome.promoted
+    assert outcome.model.name == "candidate"
