@@ -16,6 +16,7 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict
 
+from chains.analysis import fold
 from chains.chat_models import ThoughtFilter, broke_off, describe_server_error, init_model, server_errors
 from chains.config import ChatModelConfig, GeneratorConfig
 from chains.extraction import find_support, select_quotes
@@ -37,6 +38,10 @@ CITATION_MARK = re.compile(rf"[ \t]{{0,4}}{_NUMBERS}")
 _CLAIM = re.compile(r"(?:[^。！？!?.\n]|\.(?!\s|$|\[))*(?:[。！？!?.\n]|$)" + rf"(?:[ \t]{{0,4}}{_NUMBERS})*")
 # Of a claim's information, how much a quote must hold to count as its support.
 _SUPPORTED = 0.35
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_LIST_MARKER = re.compile(r"^\s*\d{1,2}(?:[.、)]|$)")
+_NUMERALS = re.compile(r"[〇零一二两三四五六七八九十百千万亿]")
 
 
 class AnswerInput(TypedDict):
@@ -290,9 +295,22 @@ def _checked(n: int, statement: str, passages: Sequence[Document]) -> Citation:
         return cite(n, Document(page_content=""), 0, 0, supported=False)
     passage = passages[n - 1]
     support = find_support(statement, passage.page_content)
-    if support is None or support.score < _SUPPORTED:
+    if support is None or support.score < _SUPPORTED or _has_other_numbers(statement, passage.page_content):
         return cite(n, passage, 0, 0, supported=False)
     return cite(n, passage, support.start, support.end)
+
+
+def _has_other_numbers(statement: str, passage: str) -> bool:
+    """Whether a statement has numbers that its passage does not: words may overlap much where a figure is made up.
+
+    Nothing is said of passages with Chinese numerals, which may stand for the same numbers.
+    """
+    if _NUMERALS.search(passage):
+        return False
+    numbers, known = (
+        set(_NUMBER.findall(_THOUSANDS.sub("", fold(text)))) for text in (_LIST_MARKER.sub("", statement), passage)
+    )
+    return not numbers <= known
 
 
 def _metadata_at(passage: Document, offset: int) -> dict[str, Any]:

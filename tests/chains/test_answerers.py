@@ -192,6 +192,30 @@ def test_a_claim_that_its_passage_does_not_hold_is_marked_unsupported() -> None:
     assert (citation["source"], citation["page"], citation["start"], citation["end"]) == ("device.pdf", 3, 100, 100)
 
 
+PRESSURE = Document(page_content="Rated pressure 1,200 kPa；压力低于 0.2 MPa 时禁止启动。", metadata={"source": "p.md"})
+
+
+@pytest.mark.parametrize(
+    ("claim", "supported"),
+    [
+        ("压力低于 0.2 MPa 时禁止启动。", True),
+        ("压力低于 0.5 MPa 时禁止启动。", False),
+        ("压力低于 ０.２ MPa 时禁止启动。", True),
+        ("1. 压力低于 0.2 MPa 时禁止启动。", True),
+        ("The rated pressure is 1200 kPa. ", True),
+        ("The rated pressure is 9200 kPa. ", False),
+    ],
+)
+def test_a_figure_that_the_passage_does_not_have_is_not_supported(claim: str, supported: bool) -> None:
+    (citation,) = cited(f"{claim}[1]", [PRESSURE])
+    assert citation["supported"] is supported
+
+
+def test_figures_are_not_compared_with_chinese_numerals() -> None:
+    (citation,) = cited("XR-7 型离心机的最高转速是每分钟 12000 转。[1]", [DEVICE])
+    assert citation["supported"]
+
+
 def test_a_mark_used_twice_is_one_citation() -> None:
     output = ask(generates("转速为一万二千转。[1]保修期为三年。[1]"), "?", DEVICE)
     assert numbers(output) == [1]
