@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
 from finetune.doctor import (
+    NAMES,
     DoctorConfig,
     DoctorError,
     Finding,
@@ -159,3 +162,10 @@ def test_a_loss_that_does_not_fall_is_named_once_and_one_that_falls_never() -> N
     assert found == ["flat_loss"]
     assert not [name for step in range(1, 700) for name in names(falling.observe(step=step, loss=2.0 - step / 700))]
     assert names(monitor.findings) == ["flat_loss"]
+
+
+def test_the_manual_names_every_finding_with_its_way_out() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "training_bge.md"
+    rows = re.findall(r"^\| (\w+) \| (.+?) \| (.+?) \|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name, _, _ in rows if name in NAMES] == [name for name, _, _ in rows if name.isascii()]
+    assert {name for name, _, _ in rows if name.isascii()} == set(NAMES)
