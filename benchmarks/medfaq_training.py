@@ -55,7 +55,7 @@ METRIC = "recall@10"
 SETTINGS: dict[str, Any] = {
     "pooling": "mean",
     "batch_size": 128,
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "temperature": 0.05,
     "dropout": 0.0,
     "weight_decay": 0.01,
@@ -226,7 +226,8 @@ def run(report: Report, scratch: Path, settings: Mapping[str, Any], judge: str, 
         report.bar(f"{METRIC} over its start", ratio, GAIN_BAR, "x", at_least=True)
         report.bar(f"{METRIC} fused over BM25", gain, 0.0, "", at_least=True)
         report.bar("whole run", minutes, MINUTES_BAR, "min")
-    draw_curves(report.folder / f"medfaq_training-{report.machine['date'][:10]}.png", result.losses, result.scores)
+    moment = report.machine["date"][:16].replace(":", "")  # 2026-11-28T0058
+    draw_curves(report.folder / f"medfaq_training-{moment}.png", result.losses, result.scores)
 
 
 def _with_questions(vectors: Embedded, embeddings: Any, questions: RetrievalSet) -> Embedded:
