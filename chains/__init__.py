@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chains.chatglm3.chat_model import ChatGLM3 as ChatGLM3
+    from chains.bge.embeddings import BGEEmbeddings as BGEEmbeddings
+    from chains.bge.reranker import BgeReranker as BgeReranker
     from chains.config import RagConfig as RagConfig
     from chains.config import load_config as load_config
     from chains.knowledge_base import KnowledgeBase as KnowledgeBase
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 # Looked up on first use: `import chains` costs nothing, and config errors come before any heavy import.
 _HOMES = {
+    "BGEEmbeddings": "chains.bge.embeddings",
+    "BgeReranker": "chains.bge.reranker",
+    "ChatGLM3": "chains.chatglm3.chat_model",
     "FaissVectorStore": "chains.vectorstores",
     "KnowledgeBase": "chains.knowledge_base",
     "LexicalEmbeddings": "chains.lexical_embeddings",
