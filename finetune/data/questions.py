@@ -79,7 +79,8 @@ def rows_from_questions(
     """(one row for each question that names a passage, the question's own record beside it), in order.
 
     Positives are the passages that the question names (`context_id`, `pos_ids`), negatives those of `neg_ids`, but for
-    texts that equal a positive. Equal questions over the same passages are one row.
+    texts that equal a positive. Equal questions over the same passages are one row; blank ones, and those that name no
+    passage, are left out, as by `evaluate`.
 
     Raises:
         RowsError: lists records that are no questions, and ids that no passage has.
@@ -160,7 +161,7 @@ def _passage(record: Mapping[str, Any] | Problem) -> Passage:
 def _row(
     record: Mapping[str, Any] | Problem, passages: Mapping[str, Passage], file: str, line: int
 ) -> RetrievalRow | None:
-    """The row of a question; None where it names no passage."""
+    """The row of a question; None where it is blank or names no passage."""
     if isinstance(record, Problem):
         raise BadRecordError(record.zh, record.en)
     try:
@@ -169,9 +170,7 @@ def _row(
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise BadRecordError(f'"{name}" 无效：{first["msg"]}', f'"{name}": {first["msg"]}') from None
-    if not question.question.strip():
-        raise BadRecordError('"question" 是空的', '"question" is empty')
-    if not question.gold:
+    if not question.gold or not question.question.strip():
         return None
     missing = [name for name in (*question.gold, *question.neg_ids) if name not in passages]
     if missing:
