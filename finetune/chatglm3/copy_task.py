@@ -102,6 +102,7 @@ def build_tiny_model(
         "head_dim": hidden // heads,
         "max_position_embeddings": context,
         "rms_norm_eps": 1e-5,
+        "initializer_range": hidden**-0.5,  # transformers' 0.02 suits widths of thousands
         "attention_bias": True,
         "attention_dropout": 0.0,
         "tie_word_embeddings": False,
