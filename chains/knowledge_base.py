@@ -29,6 +29,7 @@ from langchain_core.documents import Document
 
 from chains import schema
 from chains.embeddings import Vectors
+from chains.id_runs import count_of_runs, from_runs
 from chains.knowledge_base_filters import MetadataFilter, allowed_values, holds, matches
 from loaders.errors import RagProjError
 from loaders.splitters import text_with_context
@@ -562,28 +563,6 @@ def vector_key(generation: int, chunk_id: int) -> int:
 def from_blob(blob: bytes) -> Vectors:
     """The vector, or vectors one after another, of a stored half-precision blob."""
     return np.frombuffer(blob, np.float16).astype(np.float32)
-
-
-def to_runs(ids: Iterable[int]) -> bytes:
-    """Ids as the runs of consecutive ones they consist of, which chunks of one source mostly are: a blob."""
-    ordered = np.unique(np.fromiter(ids, np.int64))
-    if not len(ordered):
-        return b""
-    ends = np.flatnonzero(np.diff(ordered) > 1)
-    firsts, lasts = ordered[np.r_[0, ends + 1]], ordered[np.r_[ends, len(ordered) - 1]]
-    return np.stack([firsts, lasts], axis=1).tobytes()
-
-
-def from_runs(blob: bytes) -> Ids:
-    """The ids of a blob that `to_runs` made, ascending."""
-    runs = np.frombuffer(blob, np.int64).reshape(-1, 2)
-    return np.concatenate([np.zeros(0, np.int64), *(np.arange(first, last + 1) for first, last in runs)])
-
-
-def count_of_runs(blob: bytes) -> int:
-    """How many ids a blob that `to_runs` made stands for."""
-    runs = np.frombuffer(blob, np.int64).reshape(-1, 2)
-    return int((runs[:, 1] - runs[:, 0] + 1).sum())
 
 
 def batches(values: list[Any]) -> Iterator[list[Any]]:

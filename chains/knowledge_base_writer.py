@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from chains.embeddings import Vectors
+from chains.id_runs import to_runs
 from chains.knowledge_base import (
     Generation,
     Ids,
@@ -28,7 +29,6 @@ from chains.knowledge_base import (
     SourceState,
     batches,
     marks,
-    to_runs,
     translated,
     vector_key,
 )
@@ -158,7 +158,7 @@ class Writer:
                 for source in dict.fromkeys(sources)
                 for row in run("SELECT id, active FROM sources WHERE source = ?", (source,)).fetchall()
             ]
-            removed = sum(active for _, active in rows)
+            removed = sum(int(active) for _, active in rows)
             with _revision(run, [number for number, _ in rows]) if removed else contextlib.nullcontext():
                 for number, _ in rows:
                     _drop_source(run, number)

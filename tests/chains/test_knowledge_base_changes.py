@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from chains import knowledge_base, knowledge_base_writer
-from chains.knowledge_base import KnowledgeBase, SourceState, count_of_runs, from_runs, to_runs
+from chains.id_runs import count_of_runs, from_runs, to_runs
+from chains.knowledge_base import KnowledgeBase, SourceState
 from chains.knowledge_base_writer import NewChunk, NewDocument
 
 VECTOR = np.array([1, 0, 0, 0], np.float32)
