@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chains.chatglm3.chat_model import ChatGLM3 as ChatGLM3
     from chains.bge.embeddings import BGEEmbeddings as BGEEmbeddings
     from chains.bge.reranker import BgeReranker as BgeReranker
+    from chains.chatglm3.chat_model import ChatGLM3 as ChatGLM3
     from chains.config import RagConfig as RagConfig
     from chains.config import load_config as load_config
     from chains.knowledge_base import KnowledgeBase as KnowledgeBase

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -43,9 +43,11 @@ class EnginePool:
             for batch in batches:
                 compute(batch)
             return vectors
-        # threads with a core each wait for nobody; one batch on all cores waits at the end of every layer's parts
-        alone = len(self.engines) == 1
-        with ThreadPoolExecutor(slots.qsize(), initializer=_use_one_core if alone else None) as threads:
+        if len(self.engines) > 1:
+            threads = ThreadPoolExecutor(slots.qsize())
+        else:  # threads with a core each wait for nobody; one batch on all cores waits at the end of every product
+            threads = ThreadPoolExecutor(slots.qsize(), initializer=_use_one_core, initargs=(_cores(),))
+        with threads:
             list(threads.map(compute, batches))
         return vectors
 
@@ -76,26 +78,18 @@ def _cores() -> int:
     """Threads that torch computes with: cores this process may use, or fewer where OMP_NUM_THREADS says so."""
     import torch
 
-    return min(torch.get_num_threads(), os.cpu_count() or 1)
+    return int(torch.get_num_threads())
 
 
-def _use_one_core() -> None:
-    """Let this thread compute alone.
+def _use_one_core(usual: int) -> None:
+    """Let this thread compute alone, and threads to come with the usual number.
 
-    torch keeps the number of each thread, and beside it the number that new threads begin with: that one is put back.
+    torch keeps a number for each thread, and one that new threads begin with: setting the first sets both, so another
+    thread puts the second one back. It is given, not read here, where it may be that of a thread just beginning.
     """
     import torch
 
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    _restore_default(before)
-
-
-def _restore_default(threads: int) -> None:
-    import threading
-
-    import torch
-
-    helper = threading.Thread(target=torch.set_num_threads, args=(threads,))
-    helper.start()
-    helper.join()
+    restoring = threading.Thread(target=torch.set_num_threads, args=(usual,))
+    restoring.start()
+    restoring.join()
