@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from chains.analysis import fold, is_cjk
-from chains.clause_scores import Column, answer_probabilities, find_term, read_question
+from chains.clause_scores import Column, Question, answer_probabilities, find_term, read_question
 from chains.clauses import LONGEST_CLAUSE, Clause, split_clauses
 
 # All fitted on cmrc2018_train_substitute, see benchmarks/fit_extraction.py.
@@ -77,13 +77,19 @@ def find_support(statement: str, passage: str) -> Quote | None:
         for group in (list(g) for _, g in itertools.groupby(split_clauses(passage), key=lambda c: c.sentence))
         if not _NOT_QUOTED.match(passage, group[0].start)
     ]
-    pairs = [_joined(pair) for pair in itertools.pairwise(sentences)]
-    scored = [replace(q, score=coverage(statement, passage[q.start : q.end])) for q in sentences + pairs]
-    best = max(scored[: len(sentences)], key=lambda quote: quote.score, default=None)
-    longer = max(scored[len(sentences) :], key=lambda quote: quote.score, default=None)
-    if best is not None and longer is not None and longer.score >= best.score + _PAIR_GAINS:
+    asked, folded = read_question(statement), fold(passage)
+
+    def covering(quotes: Sequence[Quote]) -> Quote | None:
+        scored = (replace(quote, score=_covered(asked, folded[quote.start : quote.end])) for quote in quotes)
+        return max(scored, key=lambda quote: quote.score, default=None)
+
+    best = covering(sentences)
+    if best is None or best.score > 1 - _PAIR_GAINS:  # no pair can cover that much more
+        return best
+    longer = covering([_joined(pair) for pair in itertools.pairwise(sentences)])
+    if longer is not None and longer.score >= best.score + _PAIR_GAINS:
         best = longer
-    return best if best is not None and best.score > 0 else None
+    return best if best.score > 0 else None
 
 
 def coverage(question: str, passage: str, heading: str = "") -> float:
@@ -92,7 +98,10 @@ def coverage(question: str, passage: str, heading: str = "") -> float:
     Two thirds of it is counted over Han pairs and words, one third over single Han characters, which a rephrased
     question still shares with its passage; both in bits. 0.0 for a question that tells nothing.
     """
-    pairs, characters = shares_mentioned(question, passage, heading)
+    return _weighted(*shares_mentioned(question, passage, heading))
+
+
+def _weighted(pairs: float, characters: float) -> float:
     return (2 * pairs + characters) / 3
 
 
@@ -101,10 +110,16 @@ def shares_mentioned(question: str, passage: str, heading: str = "") -> tuple[fl
 
     Each from 0.0 to 1.0. A question without Han has no single characters: the share of its words stands for both.
     """
-    asked = read_question(question)
-    text = fold(f"{heading}\n{passage}")
-    pairs = share_found(asked.pairs, text)
-    return pairs, share_found(asked.characters, text) if asked.characters else pairs
+    return _shares(read_question(question), fold(f"{heading}\n{passage}"))
+
+
+def _shares(asked: Question, folded: str) -> tuple[float, float]:
+    pairs = share_found(asked.pairs, folded)
+    return pairs, share_found(asked.characters, folded) if asked.characters else pairs
+
+
+def _covered(asked: Question, folded: str) -> float:
+    return _weighted(*_shares(asked, folded))
 
 
 def share_found(bits: Mapping[str, float], folded: str) -> float:
