@@ -17,8 +17,8 @@ from langchain_core.embeddings import Embeddings
 from pydantic import Field, model_validator
 
 from chains.caches import beside
-from chains.config import EmbeddingsConfig, LexicalEmbeddingsConfig
-from chains.embeddings import fingerprint
+from chains.config import BgeRerankerConfig, EmbeddingsConfig, LexicalEmbeddingsConfig
+from chains.embeddings import Vectors, fingerprint
 from chains.retrieval_qa import build_embeddings
 from finetune.data.candidates import Candidate, CandidateIndex
 from finetune.data.duplicates import document_id, is_near, text_key
@@ -36,10 +36,10 @@ Progress = Callable[[int, str], None]
 
 
 class Reranker(Protocol):
-    """What scores texts against a query; a higher score answers better, on any scale."""
+    """What judges passages one by one, as `BgeReranker` does; a higher score answers better, on any scale."""
 
-    def score(self, query: str, texts: Sequence[str]) -> Sequence[float]:
-        """One score for each text."""
+    def logits(self, pairs: Sequence[tuple[str, str]]) -> Vectors:
+        """A score of each (query, passage), (n,)."""
 
 
 class MiningConfig(Config):
@@ -61,12 +61,14 @@ class MiningConfig(Config):
     absolute_margin: float = Field(
         default=0.0, ge=0, le=2, description="refuse scores above the positive's minus this, as cosine"
     )
-    reranker: str | None = Field(default=None, description="directory or model id of a BGE reranker that checks too")
+    reranker: BgeRerankerConfig | None = Field(default=None, description="a cross-encoder that checks too")
     reranker_margin: float = Field(
-        default=0.0, ge=0, description="refuse where the reranker's score is above the positive's minus this"
+        default=0.0,
+        ge=0,
+        description="refuse where the reranker's score is not below the positive's minus this, logits",
     )
     keep_scores: bool = Field(
-        default=False, description="write the reranker's scores into the rows, as the teacher of distillation"
+        default=False, description="write the reranker's logits into the rows, as the teacher of distillation"
     )
     exact_up_to: int = Field(
         default=100_000, ge=0, description="passages searched exactly; more of them through inverted lists"
@@ -143,7 +145,7 @@ def mine(
         list(read_passages(passages).values()),
         embeddings,
         config,
-        reranker=reranker or _build_reranker(config),
+        reranker=reranker or _configured_reranker(config),
         progress=progress,
     )
     try:
@@ -265,7 +267,7 @@ class Miner:
         )
         if not self._config.keep_scores or self._reranker is None:
             return mined
-        scores = [float(score) for score in self._reranker.score(row.query, [*row.pos, *texts])]
+        scores = [float(score) for score in self._reranker.logits([(row.query, text) for text in (*row.pos, *texts)])]
         return replace(mined, pos_scores=tuple(scores[: len(row.pos)]), neg_scores=tuple(scores[len(row.pos) :]))
 
     def _document(self, text: str) -> str:
@@ -299,10 +301,11 @@ class Guard:
         if self.reranker is None:
             return list(candidates)
         texts = [passage.text for passage in self.answers]
-        scores = self.reranker.score(self.row.query, [*texts, *(one.passage.text for one in candidates)])
-        limit = min(scores[: len(texts)]) - self.config.reranker_margin
+        texts += [candidate.passage.text for candidate in candidates]
+        scores = self.reranker.logits([(self.row.query, text) for text in texts])
+        limit = scores[: len(self.answers)].min() - self.config.reranker_margin
         allowed: list[Candidate] = []
-        for candidate, score in zip(candidates, scores[len(texts) :], strict=True):
+        for candidate, score in zip(candidates, scores[len(self.answers) :], strict=True):
             if score < limit:
                 allowed.append(candidate)
             else:
@@ -335,10 +338,9 @@ def _passages_of(rows: Sequence[RetrievalRow]) -> Iterator[Passage]:
     return itertools.chain(named, others)
 
 
-def _build_reranker(config: MiningConfig) -> Reranker | None:
+def _configured_reranker(config: MiningConfig) -> Reranker | None:
     if config.reranker is None:
         return None
     from chains.bge.reranker import BgeReranker
 
-    reranker: Reranker = BgeReranker(model=config.reranker)
-    return reranker
+    return BgeReranker(**config.reranker.model_dump(exclude={"type"}))

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bge_models import build_bert, build_reranker
 from langchain_core.embeddings import Embeddings
 
+from chains.bge.reranker import BgeReranker
+from chains.embeddings import Vectors
 from finetune.data.candidates import CandidateIndex
 from finetune.data.mine import MiningConfig, mine
 from finetune.data.questions import Passage
@@ -37,9 +40,9 @@ class Lengths:
     def __init__(self) -> None:
         self.scored: list[str] = []
 
-    def score(self, query: str, texts: Sequence[str]) -> list[float]:
-        self.scored += texts
-        return [float(len(text)) for text in texts]
+    def logits(self, pairs: Sequence[tuple[str, str]]) -> Vectors:
+        self.scored += [text for _, text in pairs]
+        return np.asarray([len(text) for _, text in pairs], np.float32)
 
 
 POSITIVE = "年假每年有十天，须在年底前休完@0.80"
@@ -122,7 +125,7 @@ def test_a_reranker_refuses_what_it_scores_like_the_positive(rows: Path) -> None
     long = "报销须在返回后三十天内，由财务部审批@0.60"
     write_rows(rows, [RetrievalRow("年假？", (POSITIVE,)), RetrievalRow("别的？", (*OTHERS, long))])
     reranker = Lengths()
-    row, rejected = mined(rows, model=reranker, reranker="given in Python", keep_scores=True)
+    row, rejected = mined(rows, model=reranker, reranker={"model": "given in Python"}, keep_scores=True)
     assert long not in row.neg
     assert rejected[long] == "reranker"
     assert len(row.neg) == 3  # another one took its place
@@ -216,3 +219,13 @@ def test_the_shipped_config_is_the_default_and_begins_with_its_run_line() -> Non
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# ragproj data mine --rows ")
     assert MiningConfig.from_dict(yaml.safe_load(text), where="mine.yaml") == MiningConfig()
+
+
+def test_the_logits_of_a_real_reranker_are_kept_for_distillation(rows: Path) -> None:
+    model = build_reranker(build_bert(rows.parent / "bert"), rows.parent / "reranker")
+    settings = {"negatives": 2, "reranker_margin": 0.0, "keep_scores": True, "reranker": {"model": str(model)}}
+    row, rejected = mined(rows, **settings)
+    assert set(rejected.values()) <= {"relative_margin", "reranker"}
+    wanted = BgeReranker(model=str(model)).logits([("年假？", text) for text in (*row.pos, *row.neg)])
+    np.testing.assert_allclose([*(row.pos_scores or ()), *(row.neg_scores or ())], wanted, atol=1e-5)
+    assert all(score < wanted[0] for score in row.neg_scores or ())
