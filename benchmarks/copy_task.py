@@ -74,7 +74,7 @@ def _config(options: argparse.Namespace, base: Path, work: Path) -> ChatGlm3Trai
         micro_batch_tokens=4096,
         batching="grouped",
         gradient_checkpointing=False,
-        checkpoint_steps=100,
+        checkpoint_steps=50,
         dtype="float32",
         device="cpu",
     )

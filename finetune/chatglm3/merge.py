@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chains.chatglm3.checkpoints import read_json, write_json
-from chains.chatglm3.convert import MANIFEST, convert_chatglm3
+from chains.chatglm3.convert import MANIFEST, ORIGINAL_FOLDER, convert_chatglm3
 from chains.chatglm3.directories import native_adapter, native_directory
 from chains.chatglm3.loading import ModelOptions, choose_device, choose_dtype, load_causal_model
 from chains.chatglm3.options import DType, Quantization
@@ -87,6 +87,13 @@ def merge_adapter(
             raise UsageError(f"{path} 已经存在；请换一个目录", f"{path} exists already; name another directory")
     config = read_json(adapter / "adapter_config.json")
     directory = native_directory(base or str(config["base_model_name_or_path"]))
+    if original and not (directory / ORIGINAL_FOLDER / "files.json").is_file():
+        raise MergeError(
+            f"{directory} 中没有 {ORIGINAL_FOLDER}/files.json，不能写出原版布局；"
+            "请用 ragproj convert chatglm3 转换出的底座",
+            f"{directory} has no {ORIGINAL_FOLDER}/files.json, so the original layout cannot be written; use a base"
+            " that ragproj convert chatglm3 wrote",
+        )
     adapter = native_adapter(str(adapter), directory)
     kind = quantization or _quantization_of(adapter)
     where = choose_device(device)

@@ -1,0 +1,112 @@
+"""The doctor before a ChatGLM3 training; sizes of the 6B model are those of FACTS and of its published config."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.chatglm3.checks import (
+    ModelSizes,
+    check_answer_memory,
+    check_four_bit_sizes,
+    check_leak,
+    check_lengths,
+    examine,
+    memory_of,
+    weights_bytes,
+)
+from finetune.chatglm3.config import ChatGlm3TrainingConfig
+from finetune.chatglm3.data import Example
+from finetune.data.rows import GenerationRow
+
+SIZES_6B = {
+    "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 28, "vocab_size": 65024,
+    "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128,
+}  # fmt: skip
+ROW = GenerationRow("甲？", ("甲是乙。",), "乙。[1]", file="train.jsonl", line=1)
+
+
+@pytest.fixture
+def six_b(tmp_path: Path) -> ModelSizes:
+    (tmp_path / "config.json").write_text(json.dumps(SIZES_6B), encoding="utf-8")
+    return ModelSizes.of(tmp_path)
+
+
+def config(**settings: Any) -> ChatGlm3TrainingConfig:
+    given = {"model": "m", "output": "o", "train": ["t"], "evaluation": {"dev": ["d"]}}
+    return ChatGlm3TrainingConfig.model_validate({**given, **settings})
+
+
+def example(tokens: int = 10, learned: int = 3, **settings: Any) -> Example:
+    labels = (-100,) * (tokens - learned) + (1,) * learned
+    return Example((1,) * tokens, labels, settings.pop("row", ROW), **settings)
+
+
+def test_weights_of_6b_in_4_bits(six_b: ModelSizes) -> None:
+    assert six_b.count() == 6_243_584_000
+    linear = 28 * (4096 * (4096 + 256 + 256 + 4096) + 4096 * 3 * 13696)
+    assert linear == 5_710_544_896  # 5.711 B
+    # about 2.95 GB in NF4, embedding and head in 16 bits
+    assert weights_bytes(config(), six_b, 2) == pytest.approx(2.95e9 + 2 * (six_b.count() - linear), rel=0.01)
+    assert weights_bytes(config(method="lora"), six_b, 2) == 2 * six_b.count()
+    assert weights_bytes(config(method="full"), six_b, 2) == 4 * six_b.count()
+
+
+def test_the_adapter_of_6b_at_rank_16_by_hand(six_b: ModelSizes) -> None:
+    layer = 16 * (2 * (4096 + 4096) + 2 * (4096 + 256) + (4096 + 2 * 13696) + (13696 + 4096))
+    assert six_b.adapter(16, config().lora.targets) == 28 * layer
+
+
+def test_6b_at_2048_tokens_fits_12_gb(six_b: ModelSizes) -> None:
+    forecast = memory_of(config(optimizer="paged_adamw_8bit"), six_b, number_bytes=2)
+    assert 4e9 < forecast.total < 12e9
+
+
+def test_full_weights_of_6b_take_most_of_80_gb(six_b: ModelSizes) -> None:
+    forecast = memory_of(config(method="full", optimizer="paged_adamw_8bit"), six_b, number_bytes=2)
+    assert 60e9 < forecast.total < 80e9
+
+
+def test_sizes_that_do_not_suit_4_bits_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES_6B, "hidden_size": 100}), encoding="utf-8")
+    (finding,) = check_four_bit_sizes(ModelSizes.of(tmp_path))
+    assert finding.name == "four_bit_sizes"
+    assert finding.severity == "error"
+    assert "method=lora" in finding.en
+
+
+def test_answers_that_will_not_fit_are_forecast(six_b: ModelSizes) -> None:
+    settings = config(evaluation={"dev": ["d"], "concurrency": 16, "max_new_tokens": 256})
+    # 28 KiB a token (2 x 28 layers x 2 groups x 128 x 2 bytes), 16 answers of 2,304 tokens, twice: 2.1 GB
+    assert six_b.cache_values * 2 == 28 * 1024
+    assert check_answer_memory(settings, six_b, 12_000_000_000, number_bytes=2) == []
+    (finding,) = check_answer_memory(settings, six_b, 6_000_000_000, number_bytes=2)
+    assert (finding.name, finding.severity) == ("evaluation_memory", "error")
+    assert "2.1 GB" in finding.en
+    assert check_answer_memory(settings, six_b, None, number_bytes=2) == []
+
+
+def test_masked_labels_stop_a_run(six_b: ModelSizes) -> None:
+    found = examine(config(), [example(learned=0)] * 20, [], six_b, device="cpu", number_bytes=4, steps=20)
+    assert ("no_labels", "error") in [(finding.name, finding.severity) for finding in found]
+
+
+def test_rows_that_lost_a_cited_reference_are_a_warning() -> None:
+    assert check_lengths([example()], 100) == []
+    (note,) = check_lengths([example()] * 99 + [example(dropped=1)], 100)
+    assert note.severity == "note"
+    (warning,) = check_lengths([example()] * 99 + [example(dropped=1, dropped_cited=1)], 100)
+    assert warning.severity == "warning"
+    assert "(1 of them one that the answer cites)" in warning.en
+
+
+def test_dev_rows_that_are_trained_on_are_named() -> None:
+    other = replace(ROW, question="丙？", file="dev.jsonl", line=9)
+    assert check_leak([ROW], [other]) == []
+    (finding,) = check_leak([ROW], [replace(ROW, file="dev.jsonl", line=8), other])
+    assert finding.severity == "error"
+    assert "dev.jsonl:8" in finding.en
