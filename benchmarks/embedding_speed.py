@@ -25,6 +25,7 @@ from benchmarks.machine import RESULTS, Report
 from benchmarks.material import DATA
 from benchmarks.measuring import latency, run_child, serve_child
 from benchmarks.random_models import build_bert
+from chains.bge.directory import CHINESE_INSTRUCTION
 from chains.bge.int8 import has_vnni
 
 ENGINES = ("torch", "torch_int8", "openvino", *(["openvino_int8"] if has_vnni() else []))
@@ -146,7 +147,10 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, Report("embedding_speed", vars(options), options.results) as report:
         scratch = Path(folder)
-        models = {shape: build_bert(scratch / shape, shape, pooling="cls", max_tokens=512) for shape in LATENCY_BARS_MS}
+        models = {
+            shape: build_bert(scratch / shape, shape, pooling="cls", max_tokens=512, instruction=CHINESE_INSTRUCTION)
+            for shape in LATENCY_BARS_MS
+        }
         measure_questions(report, models)
         measure_passages(report, models["base"], options.passages, scratch, 1 if options.once else 2)
 
