@@ -110,7 +110,7 @@ def read_generation_rows(paths: Sequence[Path], *, max_text_chars: int = MAX_TEX
 
     Args:
         paths: files of `{"question": str, "references": [str], "answer": str, "refuse"?: bool,
-            "history"?: [[str, str]], "standalone"?: str}`.
+            "history"?: [[str, str]], "standalone"?: str}`; of `"answers": [str]` in place of `answer` the first counts.
         max_text_chars: a longer question, reference or answer is a bad row, in characters.
 
     Raises:
@@ -243,7 +243,10 @@ def _generation_row(record: dict[str, Any], texts: _Texts, file: str, line: int)
             f'"refuse" 应为 true 或 false，实际是 {_shown(refuse)}',
             f'"refuse" must be true or false, got {_shown(refuse)}',
         )
-    question, answer = texts.one(record, "question"), texts.one(record, "answer")
+    question = texts.one(record, "question")
+    # benchmarks list several answers: the first is the one to learn
+    several = "answer" not in record and "answers" in record
+    answer = texts.many(record, "answers")[0] if several else texts.one(record, "answer")
     references = texts.many(record, "references", may_be_empty=bool(refuse))
     return GenerationRow(
         question=question,

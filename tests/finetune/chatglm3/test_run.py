@@ -135,7 +135,14 @@ def test_a_merge_never_writes_over_a_directory(trained: Trained, tmp_path: Path)
 
 
 def test_a_run_that_does_not_gain_is_refused(tiny: Path, tmp_path: Path) -> None:
-    outcome = finetune_chatglm3(settings(tiny, tmp_path, max_steps=1, learning_rate=1e-5))
+    config = settings(
+        tiny,
+        tmp_path,
+        max_steps=1,
+        learning_rate=1e-5,
+        evaluation={"dev": [tmp_path / "rows.jsonl"], "max_new_tokens": 2},
+    )
+    outcome = finetune_chatglm3(config)
     assert outcome is not None
     assert not outcome.promoted
     assert outcome.model.name == "candidate"

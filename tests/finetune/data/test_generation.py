@@ -23,26 +23,27 @@ from finetune.data.generation import (
 from finetune.data.rows import GenerationRow, read_generation_rows, write_rows
 from loaders.errors import RagProjError, UsageError
 
-_NAMES = ("青龙水库", "白石大桥", "红岩电站", "黄沙隧道", "紫云机场", "碧波码头", "金山矿区", "银河剧院")
+# Of each work: what is asked about it and the sentence that answers.
 _FACTS = {
-    "建成于哪一年": "{name}于{year}年建成并投入使用。",
-    "由哪个单位管理": "{name}由第{number}工程管理局负责日常管理。",
-    "总投资是多少": "{name}的总投资为{number}亿元人民币。",
+    "青龙水库": {"哪一年蓄水": "青龙水库于1958年开始蓄水。", "灌溉什么": "下游三个乡镇的稻田靠它灌溉。"},
+    "白石大桥": {"有多长": "白石大桥全长一千二百米。", "收费吗": "小型车辆通行一次收取十元。"},
+    "红岩电站": {"装了几台机组": "红岩电站安装四台水轮发电机组。", "电送到哪里": "电力经输电线送往省城电网。"},
+    "黄沙隧道": {"谁设计的": "黄沙隧道由铁道勘察院设计。", "限速多少": "列车穿山时不得超过每小时八十公里。"},
+    "紫云机场": {"有几条跑道": "紫云机场建有两条平行跑道。", "冬天常停航吗": "腊月大雾频繁，航班时常取消。"},
+    "碧波码头": {"能停多大的船": "碧波码头可停靠五万吨级货轮。", "装卸什么": "主要转运煤炭、铁矿石与集装箱。"},
+    "金山矿区": {"出产什么": "金山矿区出产铜和钼两种金属。", "关闭了吗": "资源枯竭后井口已全部封堵绿化。"},
+    "银河剧院": {"有多少座位": "银河剧院设有一千八百个座位。", "谁常来演出": "京剧团每逢周末登台献艺。"},
 }
 
 
 def fact_rows() -> list[GenerationRow]:
-    """Three questions about each of eight works, over the text that answers and one that does not."""
+    """Two questions about each of eight works, over the text that answers and one that does not."""
     draw = random.Random(3)
+    texts = {name: "".join(facts.values()) for name, facts in _FACTS.items()}
     rows = []
-    texts = {
-        name: "".join(f.format(name=name, year=1950 + n, number=n * 7 + 3) for f in _FACTS.values())
-        for n, name in enumerate(_NAMES)
-    }
-    for n, name in enumerate(_NAMES):
-        for question, fact in _FACTS.items():
+    for name, facts in _FACTS.items():
+        for question, answer in facts.items():
             other = draw.choice([text for key, text in texts.items() if key != name])
-            answer = fact.format(name=name, year=1950 + n, number=n * 7 + 3)
             rows.append(GenerationRow(f"{name}{question}？", (texts[name], other), answer))
     return rows
 
@@ -73,24 +74,24 @@ def test_each_sentence_cites_the_reference_that_bears_it_out() -> None:
 def test_every_answer_cites_a_reference_that_holds_it(tmp_path: Path) -> None:
     _, rows = made(tmp_path, fact_rows(), dev_share=0.25)
     answered = [row for row in rows if not row.refuse]
-    assert len(answered) == 24
+    assert len(answered) == 16
     for row in answered:
         (number,) = cited_numbers(row.answer)
         assert row.answer.removesuffix(f"[{number}]") in row.references[number - 1]
 
 
 def test_what_answers_stands_in_every_place(tmp_path: Path) -> None:
-    report, rows = made(tmp_path, fact_rows(), distractors=3, references=4)
+    report, rows = made(tmp_path, fact_rows(), distractors=3, references=4, dev_share=0)
     assert all(len(row.references) == 4 for row in rows if not row.refuse)
     places = report["positions_of_what_answers"]
     assert set(places) == {"1", "2", "3", "4"}
-    assert max(places.values()) < 15  # of 24 rows, six each on average
+    assert max(places.values()) < 12  # of 16 rows, four each on average
 
 
 def test_refusals_have_no_reference_that_answers(tmp_path: Path) -> None:
-    report, rows = made(tmp_path, fact_rows(), refusal_share=0.5, empty_share=0.1)
+    report, rows = made(tmp_path, fact_rows(), refusal_share=0.5, empty_share=0.1, dev_share=0)
     refused = [row for row in rows if row.refuse]
-    assert report["derived"]["refusals"] == 12
+    assert report["derived"]["refusals"] == 8
     assert report["derived"]["empty"] == sum(not row.references for row in refused) == 2
     answers = {row.question: row.answer for row in fact_rows()}
     for row in refused:
@@ -124,7 +125,7 @@ def test_unsupported_answers_and_duplicates_are_named(tmp_path: Path) -> None:
     report, rows = made(tmp_path, [*fact_rows(), odd, fact_rows()[0]])
     assert report["duplicates"] == 1
     assert report["unsupported_answers"]["count"] == 1
-    assert "rows.jsonl:25: 月球多大？" in report["unsupported_answers"]["first"][0]
+    assert "rows.jsonl:17: 月球多大？" in report["unsupported_answers"]["first"][0]
     assert "月球多大？" not in [row.question for row in rows]
     write_rows(tmp_path / "odd.jsonl", [odd])
     with pytest.raises(RagProjError, match="min_support"):
@@ -150,7 +151,8 @@ def test_financial_rows_become_cited_ones(shared_data: Path, tmp_path: Path) -> 
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     report = make_generation_rows([tmp_path / "rows.jsonl"], tmp_path / "out")
     assert sum(report["rows"].values()) >= 20
-    assert report["sentences"]["supported"] >= 0.5 * report["sentences"]["count"]
+    # their authors were told not to copy: some sentences rest on a reference, others on general knowledge
+    assert 0.2 < report["sentences"]["supported"] / report["sentences"]["count"] < 0.8
     rows = read_generation_rows([tmp_path / "out" / OUTPUTS[0]])
     assert all(cited_numbers(row.answer) <= set(range(1, len(row.references) + 1)) for row in rows)
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == report
