@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,15 +99,13 @@ class FaissIndex:
 
     def search(self, vector: Vectors, k: int, allowed: Ids | None = None) -> list[tuple[int, float]]:
         """(chunk id, cosine) of the k nearest chunks, nearest first, ties by id; only `allowed` ids where given."""
-        import faiss
-
         with self._lock:
             self._refresh()
             if k <= 0 or self._index is None:
                 return []
             query = vector.reshape(1, -1)
-            faiss.omp_set_num_threads(1 if len(self._ids) <= _ONE_THREAD_UP_TO else self._threads)
-            found = self._search_alive(query, k) if allowed is None else self._search_allowed(query, k, allowed)
+            with _omp_threads(1 if len(self._ids) <= _ONE_THREAD_UP_TO else self._threads):
+                found = self._search_alive(query, k) if allowed is None else self._search_allowed(query, k, allowed)
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:k]
 
     def save(self) -> None:
@@ -246,7 +246,6 @@ class FaissIndex:
     def _build(self, kind: Kind, active: Ids) -> None:
         import faiss
 
-        faiss.omp_set_num_threads(self._threads)
         self._file_is_current = False
         dimensions = self._generation.dimensions
         factory = _KINDS[kind].factory.format(d=dimensions)
@@ -264,7 +263,8 @@ class FaissIndex:
             if not rows:  # this generation has no vector yet
                 self._index = None
                 return
-            self._index.train(np.concatenate(rows))
+            with _omp_threads(self._threads):
+                self._index.train(np.concatenate(rows))
         self._add(active)
         self._copy_to_gpu()
 
@@ -369,6 +369,19 @@ def _signature(path: Path) -> tuple[int, ...]:
     except FileNotFoundError:
         return ()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _omp_threads(count: int) -> Iterator[None]:
+    """FAISS on that many threads; afterwards as before, since torch shares the setting (OpenMP keeps it by thread)."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _checksum(path: Path) -> int:

@@ -69,6 +69,14 @@ QUESTIONS = [
     ("微调过的 BGE 什么都检索不到，为什么？", "池化", "bge.md"),
     ("BGE 的查询指令要写吗？", "不用自己写", "bge.md"),
     ("我有两块显卡，能一起生成向量吗？", "一起使用", "bge.md"),
+    ("难负例用什么命令挖掘？", "ragproj data mine", "training_data.md"),
+    ("微调 BGE 需要什么格式的数据？", "FlagEmbedding 的格式", "training_bge.md"),
+    ("训练中断了还能接着训练吗？", "最近的检查点继续", "training_bge.md"),
+    ("微调好的模型怎么用到知识库里？", "ragproj reembed", "training_bge.md"),
+    ("什么样的微调模型会被采用？", "95 % 区间", "training_bge.md"),
+    ("怎样训练重排模型？", "ragproj finetune reranker", "training_bge.md"),
+    ("两张显卡怎么一起训练？", "torchrun", "training_bge.md"),
+    ("怎么知道微调有没有忘记原来的能力？", "evaluation.extra", "training_bge.md"),
 ]
 
 
@@ -149,7 +157,8 @@ def test_every_command_in_the_texts_is_one_that_the_parser_takes(text: Path) -> 
         _, extra = build_parser().parse_known_args(shlex.split(line, comments=True)[1:])
         unknown, overrides = split_overrides(extra)
         assert unknown == [], line
-        load_config(overrides=overrides)
+        if shlex.split(line)[1] not in {"data", "finetune"}:  # theirs are of training configs
+            load_config(overrides=overrides)
 
 
 def test_the_texts_show_every_verb() -> None:

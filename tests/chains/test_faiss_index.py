@@ -134,6 +134,20 @@ def test_more_than_there_are_may_be_asked_for(kb: KnowledgeBase, kind: str, coun
 
 
 @pytest.mark.usefixtures("every_size")
+def test_building_and_searching_leave_the_threads_that_torch_shares(kb: KnowledgeBase) -> None:
+    import faiss
+
+    vectors = clustered(60, 16)
+    add(kb, "a", vectors)
+    before = faiss.omp_get_max_threads()
+    try:
+        faiss.omp_set_num_threads(3)
+        opened(kb).search(vectors[0], 3)
+        assert faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_vectors_come_by_id(kb: KnowledgeBase, kind: str) -> None:
     vector = clustered(1, 64)
