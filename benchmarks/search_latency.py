@@ -2,6 +2,7 @@
 
     python -m benchmarks.search_latency                           # 20k, 118k and 1M chunks; 25 minutes, 8 GB of disk
     python -m benchmarks.search_latency --sizes 20000 --work DIR  # DIR keeps the knowledge bases for other runs
+    python -m benchmarks.search_latency --ours-only --work DIR    # neither builds nor peers: minutes at 1M
 
 Both full-text engines get the same terms of the same chunks and the same questions, 50 hits asked. A hybrid query is
 `HybridRetriever.invoke` of the default config, 5 documents, with the question's vector given or computed. Opening is
@@ -211,6 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="chunks")
     parser.add_argument("--work", type=Path, help="keeps what is made, for another run")
+    parser.add_argument("--ours-only", action="store_true", help="no builds, no peers")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     asked = questions()
@@ -221,9 +223,10 @@ def main() -> None:
         with Report("search_latency", {"sizes": options.sizes}, options.results) as report:
             for chunks in options.sizes:
                 kb_path = knowledge_base_of(work, chunks)
-                peer = measure_build(report, kb_path, scratch, chunks)
-                with opened(kb_path) as kb:
-                    measure_lexical(report, kb, peer, asked, chunks)
+                if not options.ours_only:
+                    peer = measure_build(report, kb_path, scratch, chunks)
+                    with opened(kb_path) as kb:
+                        measure_lexical(report, kb, peer, asked, chunks)
                 measure_hybrid(report, kb_path, asked, chunks)
                 measure_open(report, kb_path, asked[0], chunks)
                 measure_removal(report, kb_path, scratch, asked, chunks)
