@@ -54,10 +54,12 @@ class Checkpoints:
 
     def save(self, state: State, encoder: nn.Module, optimizer: Optimizer, *, best_step: int | None) -> None:
         """Write a checkpoint, then remove the older ones and the weights of all but the best step."""
+        import torch
+
         target = self.folder / f"{_STEP}{state.step:08}"
-        names = {parameter: name for name, parameter in _trained(encoder)}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in _trained(encoder)}
         tensors = {
-            f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
+            f"{names[parameter]}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
             for parameter, values in optimizer.state.items()
             for key, value in values.items()
         }
@@ -101,7 +103,9 @@ class Checkpoints:
             name, _, part = key.rpartition("/")
             parameter = parameters[name]
             device = "cpu" if part == "step" and not optimizer.defaults.get("fused") else parameter.device
-            optimizer.state[parameter][part] = value.to(device)
+            # bitsandbytes counts its steps in plain numbers, torch in floating-point tensors
+            plain = value.dim() == 0 and not value.is_floating_point()
+            optimizer.state[parameter][part] = value.item() if plain else value.to(device)
         return _read_state(checkpoint)
 
     def save_best(self, step: int, encoder: nn.Module) -> None:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 # Beside the weights of a native directory: what serving and the way back to the original layout need.
 _CARRIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 _SHARD = "5GB"
+# Optimizers of bitsandbytes by their names in a config.
+_EIGHT_BIT = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
 
 
 class OptimizerError(RagProjError):
@@ -68,7 +70,7 @@ def _with_adapter(model: Any, config: ChatGlm3TrainingConfig) -> Any:
 
     settings = LoraConfig(
         r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
+        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # an int by its annotation, divided as a float
         lora_dropout=config.lora.dropout,
         target_modules=list(config.lora.targets),
         task_type="CAUSAL_LM",
@@ -106,8 +108,7 @@ def training_optimizer(
         )
     import bitsandbytes
 
-    kind = bitsandbytes.optim.PagedAdamW8bit if name == "paged_adamw_8bit" else bitsandbytes.optim.AdamW8bit
-    optimizer: Optimizer = kind(groups, lr=learning_rate)
+    optimizer: Optimizer = getattr(bitsandbytes.optim, _EIGHT_BIT[name])(groups, lr=learning_rate)
     return optimizer
 
 

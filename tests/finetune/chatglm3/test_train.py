@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from generation_tasks import generation_config, make_examples, train_generator
 from safetensors.torch import load_file
+from training_tasks import finished, start
 
-from chains.chatglm3.prompt import ChatGLM3Tokenizer
+from finetune.bge.checkpoints import Checkpoints, State
 from finetune.bge.train import TrainingEvent
 from finetune.chatglm3.config import ChatGlm3TrainingConfig
-from finetune.chatglm3.copy_task import copy_rows
-from finetune.chatglm3.data import Example, read_examples
+from finetune.chatglm3.data import Example
 from finetune.chatglm3.model import OptimizerError
 from finetune.chatglm3.train import plan_of, train
 from loaders.errors import ConfigError, RagProjError
@@ -22,16 +23,7 @@ pytest.importorskip("peft", reason="needs the extra [train]")
 
 @pytest.fixture(scope="module")
 def examples(tiny: Path) -> list[Example]:
-    tokenizer = ChatGLM3Tokenizer.from_directory(tiny)
-    return read_examples(copy_rows(10, seed=6, references=(1, 4)), tokenizer, max_tokens=100, language="zh")
-
-
-def config(tiny: Path, output: Path, **settings: Any) -> ChatGlm3TrainingConfig:
-    given = {
-        "model": str(tiny), "output": output, "train": ["rows.jsonl"], "method": "lora", "batch_size": 4,
-        "max_steps": 4, "learning_rate": 1e-3, "max_tokens": 100, "device": "cpu", "dtype": "float32",
-    }  # fmt: skip
-    return ChatGlm3TrainingConfig.model_validate({**given, **settings})
+    return make_examples(tiny, 10)
 
 
 class KilledError(Exception):
@@ -40,22 +32,24 @@ class KilledError(Exception):
 
 def test_packed_and_grouped_batches_train_alike(tiny: Path, examples: list[Example], tmp_path: Path) -> None:
     plain = {"lora": {"dropout": 0.0}}
-    packed = train(config(tiny, tmp_path / "packed", **plain), examples, tiny)
+    packed = train(generation_config(tiny, tmp_path / "packed", **plain), examples, tiny)
     grouped = train(
-        config(tiny, tmp_path / "grouped", batching="grouped", gradient_checkpointing=False, **plain), examples, tiny
+        generation_config(tiny, tmp_path / "grouped", batching="grouped", gradient_checkpointing=False, **plain),
+        examples,
+        tiny,
     )
     assert packed.losses == pytest.approx(grouped.losses, abs=1e-5)
     assert packed.steps == 4
 
 
 def test_a_run_that_was_killed_goes_on_exactly(tiny: Path, examples: list[Example], tmp_path: Path) -> None:
-    unbroken = train(config(tiny, tmp_path / "whole", checkpoint_steps=2), examples, tiny)
+    unbroken = train(generation_config(tiny, tmp_path / "whole", checkpoint_steps=2), examples, tiny)
 
     def kill(event: TrainingEvent) -> None:
         if event.step == 3:
             raise KilledError
 
-    settings = config(tiny, tmp_path / "broken", checkpoint_steps=2)
+    settings = generation_config(tiny, tmp_path / "broken", checkpoint_steps=2)
     with pytest.raises(KilledError):
         train(settings, examples, tiny, observe=kill)
     seen: list[int] = []
@@ -71,7 +65,7 @@ def test_the_candidate_has_the_weights_of_the_best_evaluation(
 ) -> None:
     scores = iter([0.1, 0.2, 0.9, 0.3, 0.2])  # before the first step, then after each
     result = train(
-        config(tiny, tmp_path, evaluation={"every_steps": 1, "patience": 2}, max_steps=9),
+        generation_config(tiny, tmp_path, evaluation={"every_steps": 1, "patience": 2}, max_steps=9),
         examples,
         tiny,
         evaluate=lambda _: next(scores),
@@ -85,25 +79,25 @@ def test_the_candidate_has_the_weights_of_the_best_evaluation(
 
 
 def test_all_weights_can_be_trained(tiny: Path, examples: list[Example], tmp_path: Path) -> None:
-    result = train(config(tiny, tmp_path, method="full"), examples, tiny)
+    result = train(generation_config(tiny, tmp_path, method="full"), examples, tiny)
     assert result.losses[-1] < result.losses[0]
     assert (result.candidate / "tokenizer.json").is_file()
     assert (result.candidate / "model.safetensors").is_file()
 
 
 def test_steps_are_counted_from_rows_and_epochs(tiny: Path, tmp_path: Path) -> None:
-    plan = plan_of(config(tiny, tmp_path, max_steps=None, epochs=2.0, batch_size=4), 10)
+    plan = plan_of(generation_config(tiny, tmp_path, max_steps=None, epochs=2.0, batch_size=4), 10)
     assert (plan.steps_per_epoch, plan.steps) == (3, 6)  # 4 + 4 + 2 rows, twice
 
 
 def test_targets_that_name_no_layer_are_refused(tiny: Path, examples: list[Example], tmp_path: Path) -> None:
     with pytest.raises(RagProjError, match="query_key_value"):
-        train(config(tiny, tmp_path, lora={"targets": ["query_key_value"]}), examples, tiny)
+        train(generation_config(tiny, tmp_path, lora={"targets": ["query_key_value"]}), examples, tiny)
 
 
 def test_an_8_bit_optimizer_needs_a_gpu(tiny: Path, examples: list[Example], tmp_path: Path) -> None:
     with pytest.raises(OptimizerError, match="auto"):
-        train(config(tiny, tmp_path, optimizer="adamw_8bit"), examples, tiny)
+        train(generation_config(tiny, tmp_path, optimizer="adamw_8bit"), examples, tiny)
 
 
 def test_a_forward_pass_must_hold_the_longest_row(tiny: Path, tmp_path: Path) -> None:
@@ -111,3 +105,31 @@ def test_a_forward_pass_must_hold_the_longest_row(tiny: Path, tmp_path: Path) ->
         ChatGlm3TrainingConfig.from_dict(
             {"model": "m", "output": "o", "train": ["t"], "max_tokens": 100, "micro_batch_tokens": 64}, where="test"
         )
+
+
+def test_two_processes_train_what_one_trains(tiny: Path, examples: list[Example], tmp_path: Path) -> None:
+    """The last step of an epoch has two rows in one pack: one of the processes has nothing to do there."""
+    plain = {"lora": {"dropout": 0.0}, "batching": "packed"}
+    assert finished(start(train_generator, tiny, tmp_path / "two", plain, 10, processes=2)) == [0, 0]
+    one = train(generation_config(tiny, tmp_path / "one", **plain), examples, tiny)
+    two = json.loads((tmp_path / "two" / "losses.json").read_text(encoding="utf-8"))
+    assert two == pytest.approx(one.losses, abs=1e-5)
+
+
+def test_a_checkpoint_keeps_the_plain_numbers_of_an_optimizer(tmp_path: Path) -> None:
+    """bitsandbytes' 8-bit optimizers count steps in an int and keep moments in bytes."""
+    import torch
+
+    layer = torch.nn.Linear(2, 2, bias=False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer.state[layer.weight] = {"step": 7, "state1": torch.tensor([[1, 2], [3, 255]], dtype=torch.uint8)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(State(7, {}, {}, {}, ()), layer, optimizer, best_step=None)
+    fresh = torch.optim.SGD(layer.parameters(), lr=0.1)
+    checkpoint = checkpoints.newest({})
+    assert checkpoint is not None
+    checkpoints.load(checkpoint, layer, fresh)
+    state = fresh.state[layer.weight]
+    assert state["step"] == 7
+    assert type(state["step"]) is int
+    assert state["state1"].tolist() == [[1, 2], [3, 255]]
