@@ -278,7 +278,8 @@ def conversion_memory(report: Report, work: Path) -> None:
             source=suffix,
             total_mb=sizes["total_mb"],
             largest_shard_mb=sizes["largest_mb"],
-            seconds=run.seconds - base.seconds,
+            seconds=run.seconds,
+            cpu_s=run.cpu_s - base.cpu_s,
             memory_mb=extra,
             shards_of_memory=extra / sizes["largest_mb"],
         )

@@ -138,20 +138,22 @@ def test_stream_and_invoke_and_their_async_forms_say_the_same(model: ChatGLM3) -
 
 
 def test_batch_says_what_each_says_alone(model: ChatGLM3) -> None:
-    questions = [f"第{n}条规定了什么？" * (n % 4 + 1) for n in range(16)]
-    assert [a.text for a in model.batch(questions)] == [model.invoke(q).text for q in questions]
+    short = model.bind(max_new_tokens=6)
+    questions = [f"第{n}条规定了什么？" * (n % 4 + 1) for n in range(8)]
+    assert [a.text for a in short.batch(questions)] == [short.invoke(q).text for q in questions]
 
 
 def test_sixteen_streams_at_once_all_finish_in_order(model: ChatGLM3) -> None:
+    short = model.bind(max_new_tokens=6)
     questions = [f"问题 {n}" for n in range(16)]
 
     async def one(question: str) -> str:
-        return "".join([chunk.text async for chunk in model.astream(question)])
+        return "".join([chunk.text async for chunk in short.astream(question)])
 
     async def all_of_them() -> list[str]:
         return list(await asyncio.gather(*map(one, questions)))
 
-    assert asyncio.run(all_of_them()) == [model.invoke(question).text for question in questions]
+    assert asyncio.run(all_of_them()) == [short.invoke(question).text for question in questions]
 
 
 def wait_until_idle(model: ChatGLM3) -> None:
@@ -161,17 +163,35 @@ def wait_until_idle(model: ChatGLM3) -> None:
     assert model._loaded().engine.busy == 0
 
 
-def test_a_stream_that_is_closed_stops_generating(model: ChatGLM3) -> None:
-    stream: Iterator[Any] = model.bind(max_new_tokens=800).stream("你好")
+@pytest.fixture
+def generated(model: ChatGLM3, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every token the engine computes."""
+    engine, tokens = model._loaded().engine, []
+    take = engine._take
+
+    def counted(*args: Any) -> Any:
+        tokens.append(1)
+        return take(*args)
+
+    monkeypatch.setattr(engine, "_take", counted)
+    return tokens
+
+
+LONG = 800  # tokens, seconds of work
+
+
+def test_a_stream_that_is_closed_stops_generating(model: ChatGLM3, generated: list[int]) -> None:
+    stream: Iterator[Any] = model.bind(max_new_tokens=LONG).stream("你好")
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     wait_until_idle(model)
+    assert 0 < len(generated) < LONG - 50
 
 
-def test_a_task_that_is_cancelled_stops_generating(model: ChatGLM3) -> None:
+def test_a_task_that_is_cancelled_stops_generating(model: ChatGLM3, generated: list[int]) -> None:
     async def cancelled() -> None:
-        task = asyncio.create_task(model.bind(max_new_tokens=800).ainvoke("你好"))
-        while not model._loaded().engine.busy:
+        task = asyncio.create_task(model.bind(max_new_tokens=LONG).ainvoke("你好"))
+        while not generated:
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -179,6 +199,7 @@ def test_a_task_that_is_cancelled_stops_generating(model: ChatGLM3) -> None:
 
     asyncio.run(cancelled())
     wait_until_idle(model)
+    assert 0 < len(generated) < LONG - 50
 
 
 def test_stop_texts_end_the_answer_and_the_generation(model: ChatGLM3) -> None:

@@ -35,7 +35,7 @@ class Client:
     def __init__(self, engine: GenerationEngine, ids: list[int], **sampling: Any) -> None:
         self.items: queue.SimpleQueue[Delivered] = queue.SimpleQueue()
         self.tokens: list[int] = []
-        self.request = Request(ids, Sampling(**{"max_new_tokens": 20, **sampling}), self.items.put)
+        self.request = Request(ids, Sampling(**{"max_new_tokens": 10, **sampling}), self.items.put)
         engine.submit(self.request)
 
     def next(self) -> Delivered:
@@ -65,7 +65,7 @@ def answers(engine: GenerationEngine, ids: list[list[int]], *, together: bool, *
 def test_greedy_answers_are_those_of_transformers_generate(model: Any) -> None:
     ids = prompts(3)
     generated = [
-        model.generate(torch.tensor([each]), max_new_tokens=20, do_sample=False, eos_token_id=None)[
+        model.generate(torch.tensor([each]), max_new_tokens=10, do_sample=False, eos_token_id=None)[
             0, len(each) :
         ].tolist()
         for each in ids
@@ -82,15 +82,25 @@ def test_sixteen_together_say_what_each_says_alone(model: Any, sampling: dict[st
 
 def test_a_request_joins_and_leaves_while_others_run(model: Any) -> None:
     engine, ids = engine_of(model), prompts(2)
-    alone = answers(engine, ids, together=False, max_new_tokens=100)
-    long = Client(engine, ids[0], max_new_tokens=100)
-    first = long.next()
-    short = Client(engine, ids[1], max_new_tokens=5)
-    assert short.end() == Finish("length")
-    assert engine.busy == 1, "the long one must still run"
-    assert long.end() == Finish("length")
-    assert [first, *long.tokens] == alone[0]
-    assert short.tokens == alone[1][:5]
+    alone = answers(engine, ids, together=False, max_new_tokens=40)
+    given: dict[str, list[int]] = {"long": [], "short": []}
+    ends: list[str] = []
+    done = threading.Event()
+
+    def deliver(who: str, item: Delivered) -> None:
+        if isinstance(item, int):
+            given[who].append(item)
+            if given == {"long": [item], "short": []}:  # in the engine's thread: the long one has just begun
+                engine.submit(Request(ids[1], Sampling(max_new_tokens=5), lambda item: deliver("short", item)))
+            return
+        ends.append(who)
+        if len(ends) == 2:
+            done.set()
+
+    engine.submit(Request(ids[0], Sampling(max_new_tokens=40), lambda item: deliver("long", item)))
+    assert done.wait(30)
+    assert ends == ["short", "long"]
+    assert given == {"long": alone[0], "short": alone[1][:5]}
 
 
 def test_tokens_of_a_request_come_in_order(model: Any) -> None:
@@ -150,10 +160,13 @@ def test_a_cancelled_request_gets_no_further_token_and_frees_its_place(model: An
 
 def test_a_request_cancelled_while_it_waits_is_never_read(model: Any) -> None:
     engine = engine_of(model, max_rows=1)
-    running, waiting = Client(engine, prompts(1)[0], max_new_tokens=50), Client(engine, prompts(2)[1])
-    waiting.request.cancel()
-    assert waiting.end() == Finish("cancelled")
-    assert waiting.tokens == []
+    running = Client(engine, prompts(1)[0])
+    items: queue.SimpleQueue[Delivered] = queue.SimpleQueue()
+    waiting = Request(prompts(2)[1], Sampling(), items.put)
+    waiting.cancel()
+    engine.submit(waiting)
+    assert items.get(timeout=30) == Finish("cancelled")
+    assert items.empty()
     assert running.end() == Finish("length")
 
 
@@ -167,7 +180,7 @@ def test_an_answer_ends_at_a_stop_token_which_is_not_given(model: Any) -> None:
 
 
 def test_an_answer_ends_where_the_context_is_full(model: Any) -> None:
-    client = Client(engine_of(model, context=30), list(range(3, 23)), max_new_tokens=100)
+    client = Client(engine_of(model, context=30), list(range(3, 23)), max_new_tokens=40)
     assert client.end() == Finish("length")
     assert len(client.tokens) == 10
 
@@ -178,7 +191,7 @@ def test_a_prompt_that_fails_is_told_and_the_others_go_on(model: Any) -> None:
     bad = Client(engine, [10_000_000])  # no such token
     assert isinstance(bad.end(), IndexError)
     assert good.end() == Finish("length")
-    assert len(good.tokens) == 20
+    assert len(good.tokens) == 10
 
 
 def test_a_receiver_that_is_gone_does_not_stop_the_others(model: Any) -> None:
@@ -217,7 +230,7 @@ def test_models_with_sliding_windows_take_turns_and_say_what_generate_says() -> 
     assert not can_be_batched(model)
     ids = prompts(3)
     generated = [
-        model.generate(torch.tensor([each]), max_new_tokens=20, do_sample=False, eos_token_id=None)[
+        model.generate(torch.tensor([each]), max_new_tokens=10, do_sample=False, eos_token_id=None)[
             0, len(each) :
         ].tolist()
         for each in ids
