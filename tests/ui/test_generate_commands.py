@@ -1,4 +1,4 @@
-"""`ragproj generate` and `ragproj merge`, as they are typed."""
+"""`ragproj generate`, `merge`, `data generation` and `finetune chatglm3`, as they are typed."""
 
 from __future__ import annotations
 
@@ -83,3 +83,28 @@ def test_the_original_layout_needs_a_converted_base(
     words = ["merge", str(adapter), str(tmp_path / "merged"), "--original", "device=cpu", "dtype=float32"]
     assert main(words) == 1
     assert "original/files.json" in capsys.readouterr().err
+
+
+def test_generation_rows_are_made_and_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"question": "谁审批采购？", "references": ["采购申请由部门经理审批。"], "answer": "采购申请由部门经理审批。"},
+        {"question": "食堂几点开？", "references": ["食堂每天早上七点开门。"], "answers": ["食堂每天早上七点开门。"]},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    words = ["data", "generation", str(path), "--out", str(tmp_path / "out"), "--json", "dev_share=0"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == {"train": 2, "dev": 0}
+    text = (tmp_path / "out" / "generation_train.jsonl").read_text(encoding="utf-8")
+    assert text.count("[1]") + text.count("[2]") == 2
+    assert main(words) == 2  # nothing is replaced unasked
+    assert main([*words, "--overwrite", "refusal_share=2"]) == 2  # a share above one
+
+
+def test_a_training_is_refused_for_its_settings_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("model: m\noutput: o\ntrain: [t.jsonl]\n", encoding="utf-8")
+    assert main(["finetune", "chatglm3", "--config", str(config), "lora.rank=0", "epochs=-1"]) == 2
+    error = capsys.readouterr().err
+    assert "lora.rank" in error
+    assert "epochs" in error
