@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from chains.answerers import ChatModelAnswerer
 from chains.chatglm3.chat_model import ChatGLM3
+from chains.chatglm3.convert import convert_chatglm3
 from chains.chatglm3.loading import ModelOptions, load_causal_model
+from chains.config import ChatModelConfig
 from finetune.bge.train import TrainingEvent
 from finetune.chatglm3.config import ChatGlm3TrainingConfig, load_chatglm3_training_config
 from finetune.chatglm3.copy_task import copy_rows
+from finetune.chatglm3.data import passages_of
 from finetune.chatglm3.evaluation import answer_rows
 from finetune.chatglm3.merge import MergeError, merge_adapter
 from finetune.chatglm3.run import finetune_chatglm3
@@ -38,7 +50,7 @@ def settings(tiny: Path, folder: Path, **given: Any) -> ChatGlm3TrainingConfig:
             "max_tokens": 100, "micro_batch_tokens": 400, "device": "cpu", "dtype": "float32",
             # eight rows learned by heart: that dev is training is the point here
             "doctor": {"ignore": ["dev_leak"]},
-            "evaluation": {"dev": [rows], "every_steps": 20, "max_new_tokens": 16},
+            "evaluation": {"dev": [rows], "every_steps": 20, "max_new_tokens": 12},
             **given,
         }
     )  # fmt: skip
@@ -119,6 +131,25 @@ def test_the_merged_model_is_the_adapters(tiny: Path, trained: Trained, tmp_path
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
 
 
+def test_a_merged_model_goes_back_to_the_original_layout(shared_data: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    golden = shared_data / "chatglm3_golden" / "checkpoint"
+    convert_chatglm3(golden, tmp_path / "native")
+    torch.manual_seed(0)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "native"), lora)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "native")
+    model.save_pretrained(tmp_path / "adapter")
+    report = merge_adapter(tmp_path / "adapter", tmp_path / "out", original=True, device="cpu", dtype="float32")
+    assert report.original == tmp_path / "out-original"
+    before, after = (load_file(folder / "model.safetensors") for folder in (golden, report.original))
+    assert before.keys() == after.keys()
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"query_key_value"}
+
+
 def test_a_merge_that_is_not_equal_is_not_written(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,3 +198,42 @@ def test_shipped_configs_are_read(name: str) -> None:
     assert config.method in name
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert f"finetune/configs/{name}.yaml" in first
+
+
+@pytest.mark.slow
+def test_the_merged_model_answers_from_transformers_serve(trained: Trained, tmp_path: Path) -> None:
+    """As the manual says: `transformers serve`, and `_type: chat_model` before it."""
+    pytest.importorskip("uvicorn", reason="needs transformers[serving]")
+    merged = tmp_path / "merged"
+    merge_adapter(trained.outcome.model, merged, device="cpu", dtype="float32")
+    with served(merged, tmp_path / "log") as base_url:
+        config = {"_type": "chat_model", "model": str(merged), "base_url": base_url, "temperature": 0}
+        answerer = ChatModelAnswerer(model=ChatModelConfig.from_dict(config, where="test"))
+        for row in ROWS[:3]:
+            answer = answerer.invoke({"question": row.question, "passages": passages_of(row.references)})
+            assert answer["result"].strip() == row.answer
+            assert answer["refused"] == row.refuse
+
+
+@contextlib.contextmanager
+def served(model: Path, log: Path) -> Iterator[str]:
+    """The base URL of a server that holds a model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=output, stderr=output, env=environment
+        )
+        try:
+            for _ in range(600):
+                assert process.poll() is None, log.read_text(encoding="utf-8")
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            process.wait(30)
