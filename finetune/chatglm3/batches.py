@@ -1,7 +1,8 @@
 """Examples as tensors: rows packed end to end without padding, or padded batches of like lengths.
 
 Packed rows do not see each other: position ids begin anew with each, there is no attention mask and no cache, which is
-how transformers (5.23, `masking_utils.find_packed_sequence_indices`) tells where a row ends.
+how transformers (5.23, `masking_utils.find_packed_sequence_indices`) tells where a row ends; a model with row attention
+is told the lengths.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from chains.bge.batching import length_sorted_batches
 from chains.chatglm3.prompt import IGNORED
+from finetune.chatglm3.attention import has_row_attention
 from finetune.chatglm3.config import Batching
 from finetune.chatglm3.data import Example
 
@@ -35,6 +37,8 @@ class MicroBatch:
     """(labels,): where in the flattened batch the hidden state stands that predicts each label"""
     targets: Tensor
     """(labels,)"""
+    row_lengths: tuple[int, ...] | None = None
+    """tokens of each packed row"""
 
 
 def plan(lengths: Sequence[int], *, batching: Batching, capacity: int) -> list[list[int]]:
@@ -100,6 +104,7 @@ def packed(examples: Sequence[Example], device: str) -> MicroBatch:
         attention_mask=None,
         places=torch.tensor(places, device=device),
         targets=torch.tensor(targets, device=device),
+        row_lengths=tuple(len(example.ids) for example in examples),
     )
 
 
@@ -130,11 +135,12 @@ def answer_loss(model: Any, batch: MicroBatch) -> Tensor:
     from torch.nn.functional import cross_entropy
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    mask, rows = batch.attention_mask, {}
+    if batch.row_lengths is not None and has_row_attention(inner):
+        # a mask of four dimensions is taken as it is, so that none is made; row by row it is not looked at
+        mask, rows = batch.input_ids.new_zeros(1, 1, 1, 1), {"row_lengths": batch.row_lengths}
     hidden = inner.model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
+        input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask, use_cache=False, **rows
     ).last_hidden_state
     logits = inner.lm_head(hidden.flatten(0, 1)[batch.places])
     return cross_entropy(logits.float(), batch.targets, reduction="sum")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chains.chatglm3.convert import ORIGINAL_FOLDER
 from chains.chatglm3.loading import ModelOptions, choose_device, choose_dtype, load_causal_model
+from finetune.chatglm3.attention import use_row_attention
 from finetune.chatglm3.config import ChatGlm3TrainingConfig, OptimizerName
 from loaders.errors import RagProjError
 
@@ -54,6 +55,7 @@ def training_model(config: ChatGlm3TrainingConfig, directory: Path, device: str,
     model = load_causal_model(
         ModelOptions(directory, None, serving_quantization(config), device, name)  # type: ignore[arg-type]
     )
+    use_row_attention(model)
     if config.method != "full":
         model.requires_grad_(False)
         torch.manual_seed(config.seed)

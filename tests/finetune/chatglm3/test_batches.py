@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from chains.chatglm3.prompt import ChatGLM3Tokenizer
+from finetune.chatglm3.attention import use_row_attention
 from finetune.chatglm3.batches import answer_loss, pack, packed, padded, plan, share
 from finetune.chatglm3.copy_task import copy_rows
 from finetune.chatglm3.data import Example, read_examples
@@ -68,6 +69,23 @@ def test_the_loss_is_the_sum_that_transformers_computes_row_by_row(
             for ex in examples
         )
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_row_attention_gives_the_loss_and_the_gradient_of_the_masked_pack(tiny: Path, examples: list[Example]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    masked = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    by_row = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    use_row_attention(by_row)
+    losses = [answer_loss(model, packed(examples, "cpu")) for model in (masked, by_row)]
+    for loss in losses:
+        loss.backward()
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-6)
+    for one, other in zip(masked.parameters(), by_row.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert (one.grad - other.grad).abs().max() <= 1e-4
+    assert (alone(masked, examples[0]) - alone(by_row, examples[0])).abs().max() <= 1e-5  # as before without rows
 
 
 def test_packs_hold_every_row_once_and_never_too_much() -> None:
