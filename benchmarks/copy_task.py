@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -34,7 +35,7 @@ def main() -> None:
     """Train, answer, judge."""
     options = _options()
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder, Report("copy_task", vars(options), options.results) as report:
+    with tempfile.TemporaryDirectory() as folder, Report("copy_task", _shown(options), options.results) as report:
         work = options.work or Path(folder)
         base = work / "base"
         if not (base / "tokenizer.json").is_file():
@@ -78,6 +79,11 @@ def _config(options: argparse.Namespace, base: Path, work: Path) -> ChatGlm3Trai
         dtype="float32",
         device="cpu",
     )
+
+
+def _shown(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide what is measured."""
+    return {name: value for name, value in vars(options).items() if name not in ("results", "work", "way")}
 
 
 def _options() -> argparse.Namespace:

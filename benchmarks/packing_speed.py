@@ -35,7 +35,7 @@ def main() -> None:
     if options.way:
         print(json.dumps(_measure(options, options.way, options.work)))
         return
-    with tempfile.TemporaryDirectory() as folder, Report("packing_speed", vars(options), options.results) as report:
+    with tempfile.TemporaryDirectory() as folder, Report("packing_speed", _shown(options), options.results) as report:
         _prepare(options, Path(folder))
         best: dict[str, dict[str, Any]] = {}
         for turn in range(options.turns):
@@ -163,6 +163,11 @@ def _config(options: argparse.Namespace, folder: Path) -> Any:
         },
         where="benchmark",
     )
+
+
+def _shown(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide what is measured."""
+    return {name: value for name, value in vars(options).items() if name not in ("results", "work", "way")}
 
 
 def _options() -> argparse.Namespace:
