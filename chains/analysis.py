@@ -53,6 +53,7 @@ def _pairs(run: str) -> list[str]:
     return [run[i : i + 2] for i in range(len(run) - 1)] or [run]
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def is_cjk(character: str) -> bool:
     """Whether a single character is Han, kana or hangul."""
     return _CHARACTER.match(character) is not None

@@ -125,7 +125,9 @@ def _covered(asked: Question, folded: str) -> float:
 def share_found(bits: Mapping[str, float], folded: str) -> float:
     """The share of the terms' bits whose terms folded text contains; 0.0 without any."""
     total = sum(bits.values())
-    return sum(value for term, value in bits.items() if mentions(folded, term)) / total if total else 0.0
+    # `mentions`, most of whose calls end at its first condition
+    found = [value for term, value in bits.items() if term in folded and mentions(folded, term)]
+    return sum(found) / total if total else 0.0
 
 
 def mentions(folded: str, term: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 
 from chains.embeddings import Vectors
 
@@ -37,14 +38,14 @@ def fuse_scores(
         cut: rankings this long were cut there: what is missing from one may be nearly as good as its last, and counts
             as that. From a shorter one it is missing because it does not match at all, and counts 0.
     """
-    telling = [(r, weight) for r, weight in zip(rankings, weights, strict=True) if r and max(s for _, s in r) > 0]
-    scores = dict.fromkeys((chunk for ranking, _ in telling for chunk, _ in ranking), 0.0)
+    scored = itemgetter(1)
+    telling = [(r, weight) for r, weight in zip(rankings, weights, strict=True) if r and max(map(scored, r)) > 0]
+    scores = dict.fromkeys([chunk for ranking, _ in telling for chunk, _ in ranking], 0.0)
     for ranking, weight in telling:
-        best = max(score for _, score in ranking)
+        best = max(map(scored, ranking))
         last = max(ranking[-1][1], 0.0) if cut is not None and len(ranking) >= cut else 0.0
-        found = dict(ranking)
-        for chunk in scores:
-            scores[chunk] += weight * found.get(chunk, last) / best
+        shares, missing = {chunk: weight * score / best for chunk, score in ranking}, weight * last / best
+        scores = {chunk: score + shares.get(chunk, missing) for chunk, score in scores.items()}
     return in_order(scores)
 
 
@@ -69,10 +70,13 @@ def with_support(ranking: Ranking, documents: Mapping[int, int], decay: float) -
     raised = {}
     for chunk, score in ranking:
         if chunk in documents:
-            others = by_document[documents[chunk]].copy()
-            others.remove(score)
-            others.sort(reverse=True)
-            raised[chunk] = score + sum(other * decay**place for place, other in enumerate(others, 1))
+            raised[chunk] = score
+            others = by_document[documents[chunk]]
+            if len(others) > 1:  # mostly a document has one hit
+                others = others.copy()
+                others.remove(score)
+                others.sort(reverse=True)
+                raised[chunk] += sum(other * decay**place for place, other in enumerate(others, 1))
     return in_order(raised)
 
 
@@ -102,4 +106,4 @@ def diversify(ranking: Ranking, vectors: Mapping[int, Vectors], relevance_weight
 
 def in_order(scores: Mapping[int, float]) -> Ranking:
     """Best first, ties by id."""
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return sorted(sorted(scores.items()), key=itemgetter(1), reverse=True)  # stable: equal ones stay by id
