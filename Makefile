@@ -17,8 +17,9 @@ chat: $(VENV)/.base
 	@$(BIN)/ragproj ingest docs/*.md --kb $(KB)
 	@$(BIN)/ragproj serve --kb $(KB) --port $(PORT)
 
+# Two files at a time, each on one thread: torch's threads in both at once would wait for each other.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
