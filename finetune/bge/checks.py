@@ -27,7 +27,7 @@ _SAMPLE = 1_000  # rows whose texts are tokenized to see their lengths and unkno
 _UNKNOWN_SHARE, _UNKNOWN_FAR_TOO_MANY = 0.01, 0.2
 _LEAK_SHARE = 0.01  # above it a gain on dev means nothing
 # As in `finetune.bge.train`: positions of a micro-batch where the config leaves it open.
-_MICRO_BATCH = {"cpu": 2_048, "cuda": 16_384}
+_MICRO_BATCH = {"cpu": 1_024, "cuda": 16_384}
 
 
 @dataclass(frozen=True)

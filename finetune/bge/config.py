@@ -74,7 +74,7 @@ class BgeTrainingConfig(Config):
     dropout: float | None = Field(default=None, ge=0, lt=1, description="in place of the model's; null: the model's")
     gradient_checkpointing: bool = Field(default=False, description="recompute layers: a third slower, far less memory")
     micro_batch_tokens: int | None = Field(
-        default=None, ge=16, description="positions in one forward pass; null: 2,048 on CPU, 16,384 on a GPU"
+        default=None, ge=16, description="positions in one forward pass; null: 1,024 on CPU, 16,384 on a GPU"
     )
     graph_tokens: int = Field(
         default=16_384, ge=0, description="positions of a step that are not encoded twice; less saves memory"

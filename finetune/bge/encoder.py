@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from chains.bge.directory import ModelDirectory, write_layout
 from chains.bge.encoder import load_encoder
 from finetune.bge.config import BgeTrainingConfig, Precision
+from finetune.bge.dropout import use_cheap_dropout
 from loaders.errors import RagProjError
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def training_encoder(config: BgeTrainingConfig, directory: ModelDirectory, devic
     if config.method == "lora":
         torch.manual_seed(config.seed)
         encoder = _with_lora(encoder, config)
+    if device == "cpu":
+        use_cheap_dropout(encoder)
     return encoder.train()
 
 

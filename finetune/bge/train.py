@@ -44,6 +44,7 @@ from finetune.bge.distributed import Processes, joined
 from finetune.bge.encoder import choose_device, choose_numbers, save_candidate, training_encoder
 from finetune.bge.gradient_cache import MicroBatch, backward, micro_batches
 from finetune.bge.loss import Objective, largest_dimension_problem, loss_of
+from finetune.bge.word_table import word_table
 from finetune.data.rows import RetrievalRow
 from finetune.early_stopping import EarlyStopping
 from loaders.errors import RagProjError
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Micro-batches: small ones stay in a processor's cache, large ones fill a GPU.
-_CPU_TOKENS, _GPU_TOKENS = 2_048, 16_384
+_CPU_TOKENS, _GPU_TOKENS = 1_024, 16_384
 _CPU_ROWS, _GPU_ROWS = 64, 1_024
 _EVENTS = 10  # evaluations and checkpoints of a run whose config does not say how often
 _SHOWN = 20  # rows named in a message
@@ -409,13 +410,14 @@ class _Run:
             max_rows=_GPU_ROWS if on_gpu else _CPU_ROWS,
             device=self.device,
         )
-        loss = backward(
-            self._encode,
-            pieces,
-            scaled_loss,
-            graph_tokens=self.config.graph_tokens,
-            seed=seeded(self.config.seed, self.step, self.processes.rank),
-        )
+        with word_table(self.encoder, [piece.input_ids for piece in pieces]):
+            loss = backward(
+                self._encode,
+                pieces,
+                scaled_loss,
+                graph_tokens=self.config.graph_tokens,
+                seed=seeded(self.config.seed, self.step, self.processes.rank),
+            )
         self.processes.sum_gradients(self.trained)
         own = float(loss) / self.scaler.get_scale()
         return own if everywhere else self.processes.total(own, self.device)
