@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Processes:
         """Whether this process writes, logs and evaluates."""
         return self.rank == 0
 
-    def share(self, items: list[int]) -> list[int]:
+    def share(self, items: list[_T]) -> list[_T]:
         """This process's part of a batch: a contiguous one, so that gathered parts are in the batch's order."""
         size = len(items) // self.count
         return items[self.rank * size : (self.rank + 1) * size]

@@ -80,7 +80,7 @@ def backward(
     order = places.argsort().to(found[0].device)  # the vectors back in the order of the batch
     leaf = torch.cat(found)[order].requires_grad_()
     loss = loss_of(leaf)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert leaf.grad is not None
     # In the same order whatever was kept, so that the budget does not change a bit of the sum.
     for number, piece in enumerate(pieces):
@@ -88,6 +88,6 @@ def backward(
         if vectors is None or not vectors.requires_grad:
             torch.manual_seed(seeded(seed, number))
             vectors = encode(piece)
-        vectors.backward(leaf.grad[torch.as_tensor(piece.places, device=leaf.device)].to(vectors.dtype))  # type: ignore[no-untyped-call]
+        vectors.backward(leaf.grad[torch.as_tensor(piece.places, device=leaf.device)].to(vectors.dtype))
         del vectors
     return loss.detach()
