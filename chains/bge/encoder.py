@@ -165,7 +165,8 @@ def _attend_to_states(attention: Any, states: torch.Tensor, mask: torch.Tensor |
         scores = scores.masked_fill(~mask[:, 0], float("-inf"))
     shares = attention.dropout(scores.softmax(dim=-1))  # (n, heads, tokens)
     taken = torch.einsum("nhd,hsd->nhs", shares @ states, value.weight.unflatten(0, heads))
-    return (taken + shares.sum(-1, keepdim=True) * value.bias.unflatten(0, heads)).flatten(1)
+    attended = taken + shares.sum(-1, keepdim=True) * value.bias.unflatten(0, heads)
+    return cast("torch.Tensor", attended.flatten(1))
 
 
 def _attend_to_projections(attention: Any, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
