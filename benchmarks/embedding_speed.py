@@ -143,6 +143,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--passages", type=int, default=128)
     parser.add_argument("--once", action="store_true", help="each contender once instead of twice")
+    parser.add_argument("--only", choices=["questions", "passages"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, Report("embedding_speed", vars(options), options.results) as report:
@@ -151,8 +152,10 @@ def main(arguments: list[str]) -> None:
             shape: build_bert(scratch / shape, shape, pooling="cls", max_tokens=512, instruction=CHINESE_INSTRUCTION)
             for shape in LATENCY_BARS_MS
         }
-        measure_questions(report, models)
-        measure_passages(report, models["base"], options.passages, scratch, 1 if options.once else 2)
+        if options.only != "passages":
+            measure_questions(report, models)
+        if options.only != "questions":
+            measure_passages(report, models["base"], options.passages, scratch, 1 if options.once else 2)
 
 
 if __name__ == "__main__":
