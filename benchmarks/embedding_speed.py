@@ -146,7 +146,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--only", choices=["questions", "passages"])
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder, Report("embedding_speed", vars(options), options.results) as report:
+    sizes = {"passages": options.passages, "once": options.once, "only": options.only}
+    with tempfile.TemporaryDirectory() as folder, Report("embedding_speed", sizes, options.results) as report:
         scratch = Path(folder)
         models = {
             shape: build_bert(scratch / shape, shape, pooling="cls", max_tokens=512, instruction=CHINESE_INSTRUCTION)
