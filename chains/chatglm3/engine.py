@@ -1,7 +1,8 @@
 """Generation for many at once: one thread per model decodes every running answer in one batch.
 
 A request joins when its prompt has been read and leaves when it ends or is cancelled, without waiting for others
-(continuous batching). Rows are padded on the left; what a row says does not depend on its neighbours.
+(continuous batching). Prompts are read in pieces, between which every running answer gets its next token. Rows are
+padded on the left; what a row says does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +31,8 @@ class Finish:
     """a token that ends the turn, `max_new_tokens` or a full context, or `Request.cancel`"""
 
 
+_PIECE = 512  # tokens of a prompt read at a time: enough to keep a GPU busy
+
 Delivered = int | Finish | Exception
 """ids of the answer one by one, then `Finish`, or what went wrong"""
 
@@ -45,7 +47,10 @@ class Request:
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """Stop generating: no token is computed after the one in progress, and the place is free again."""
+        """Stop generating: nothing is computed after the token or the piece of the prompt in progress.
+
+        The place is free again.
+        """
         self._cancelled.set()
 
     @property
@@ -56,7 +61,7 @@ class Request:
 
 @dataclass
 class _Row:
-    """A request in the batch."""
+    """A request in the batch, or on its way there."""
 
     request: Request
     generator: Generator
@@ -68,10 +73,27 @@ class _Row:
         return len(self.request.ids) + len(self.answer)
 
 
+@dataclass
+class _Prompt:
+    """A row whose prompt is being read."""
+
+    row: _Row
+    cache: Any = None
+    read: int = 0
+    """tokens that the cache holds"""
+
+    @property
+    def request(self) -> Request:
+        """Whose it is."""
+        return self.row.request
+
+
 class GenerationEngine:
     """Runs requests on one model. The thread lives while there is something to do."""
 
-    def __init__(self, model: Any, *, stop_ids: Sequence[int], context: int, max_rows: int = 16) -> None:
+    def __init__(
+        self, model: Any, *, stop_ids: Sequence[int], context: int, max_rows: int = 16, piece: int = _PIECE
+    ) -> None:
         """Nothing runs yet.
 
         Args:
@@ -79,6 +101,7 @@ class GenerationEngine:
             stop_ids: tokens that end an answer; they are not delivered.
             context: tokens of prompt and answer together, at most.
             max_rows: requests decoded at a time; further ones wait in the order they came.
+            piece: tokens of a prompt that are read at a time.
         """
         self.context = context
         self._model = model
@@ -87,7 +110,9 @@ class GenerationEngine:
         if not self._batches and max_rows > 1:
             logger.info("requests take turns: this model's cache cannot be padded")
         self._max_rows = max_rows if self._batches else 1
+        self._piece = piece if self._batches else context  # a cache of another kind may not take a prompt in pieces
         self._waiting: deque[Request] = deque()
+        self._prompt: _Prompt | None = None
         self._rows: list[_Row] = []
         self._cache = _Cache()
         self._lock = threading.Lock()
@@ -106,7 +131,10 @@ class GenerationEngine:
     def busy(self) -> int:
         """Requests running or waiting."""
         with self._lock:
-            return len(self._waiting) + len(self._rows)
+            return self._count()
+
+    def _count(self) -> int:
+        return len(self._waiting) + len(self._rows) + (self._prompt is not None)
 
     def _run(self) -> None:
         import torch
@@ -115,7 +143,7 @@ class GenerationEngine:
         with torch.no_grad():
             while True:
                 with self._lock:
-                    if not self._waiting and not self._rows:
+                    if not self._count():
                         self._thread = None
                         return
                 try:
@@ -125,45 +153,63 @@ class GenerationEngine:
                     self._fail(error)
 
     def _step(self) -> None:
-        """One token for every row, after one waiting request was let in, so that new prompts hold nobody up long."""
+        """A piece of one prompt, then a token for every row, so that new prompts hold nobody up long."""
         self._drop([(row, Finish("cancelled")) for row in self._rows if row.request.cancelled])
-        request = self._next_waiting()
-        if request is not None:
-            self._admit(request)
+        prompt = self._prompt_to_read()
+        if prompt is not None:
+            self._read(prompt)
         if self._rows:
             self._decode()
 
-    def _next_waiting(self) -> Request | None:
+    def _prompt_to_read(self) -> _Prompt | None:
+        """The prompt that is being read, or that of the next request where a place is free; cancelled ones go."""
+        gone: list[Request] = []
         with self._lock:
-            while self._waiting and len(self._rows) < self._max_rows:
+            if self._prompt is not None and self._prompt.request.cancelled:
+                gone.append(self._prompt.request)
+                self._prompt = None
+            while self._prompt is None and self._waiting and len(self._rows) < self._max_rows:
                 request = self._waiting.popleft()
-                if not request.cancelled:
-                    return request
-                _deliver(request, Finish("cancelled"))
-        return None
+                if request.cancelled:
+                    gone.append(request)
+                else:
+                    self._prompt = _Prompt(_Row(request, request.sampling.generator()))
+            prompt = self._prompt
+        for request in gone:  # without the lock: a receiver may submit its next request at once
+            _deliver(request, Finish("cancelled"))
+        return prompt
 
-    def _admit(self, request: Request) -> None:
-        """Read a prompt; its first token is delivered and its row joins the batch."""
+    def _read(self, prompt: _Prompt) -> None:
+        """Read a piece of a prompt; with the last its first token is delivered and its row joins the batch."""
+        ended: Finish | Exception | None
+        try:
+            logits = self._next_piece(prompt)
+            if prompt.read < len(prompt.request.ids):
+                return
+            ended = self._take(prompt.row, logits)
+        except Exception as error:  # such as no memory for this prompt: the others go on
+            logger.exception("a prompt of %d tokens failed", len(prompt.request.ids))
+            ended = error
+        if ended is None:
+            self._cache.join(prompt.cache, prompt.read)
+        with self._lock:
+            self._prompt = None
+            if ended is None:
+                self._rows.append(prompt.row)
+        if ended is not None:
+            _deliver(prompt.request, ended)
+
+    def _next_piece(self, prompt: _Prompt) -> Tensor:
+        """The logits (vocabulary,) after the next piece of a prompt."""
         import torch
 
-        row = _Row(request, request.sampling.generator())
-        ids = torch.tensor([request.ids], device=self._model.device)
+        piece = prompt.request.ids[prompt.read : prompt.read + self._piece]
         keep = {"logits_to_keep": 1} if self._keeps_logits else {}
-        started = time.perf_counter()
-        try:
-            output = self._model(input_ids=ids, use_cache=True, **keep)
-            finish = self._take(row, output.logits[0, -1])
-        except Exception as error:  # such as no memory for this prompt: the others go on
-            logger.exception("a prompt of %d tokens failed", len(request.ids))
-            _deliver(request, error)
-            return
-        logger.debug("read %d tokens in %.3f s", len(request.ids), time.perf_counter() - started)
-        if finish is not None:
-            _deliver(request, finish)
-            return
-        self._cache.join(output.past_key_values, len(request.ids))
-        with self._lock:
-            self._rows.append(row)
+        ids = torch.tensor([piece], device=self._model.device)
+        output = self._model(input_ids=ids, past_key_values=prompt.cache, use_cache=True, **keep)
+        prompt.cache, prompt.read = output.past_key_values, prompt.read + len(piece)
+        logits: Tensor = output.logits[0, -1]
+        return logits
 
     def _decode(self) -> None:
         import torch

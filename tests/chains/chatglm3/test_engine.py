@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,91 @@ def test_a_request_cancelled_while_it_waits_is_never_read(model: Any) -> None:
     assert items.get(timeout=30) == Finish("cancelled")
     assert items.empty()
     assert running.end() == Finish("length")
+
+
+class Passes:
+    """What the model is asked to compute: the shape of the ids of each forward pass, as (rows, tokens)."""
+
+    def __init__(self, model: Any, then: Callable[[list[tuple[int, int]]], None] = lambda _: None) -> None:
+        self.shapes: list[tuple[int, int]] = []
+        self.logits: list[Any] = []
+
+        def note(_: Any, __: Any, given: dict[str, Any], output: Any) -> None:
+            self.shapes.append(tuple(given["input_ids"].shape))
+            self.logits.append(output.logits[:, -1])
+            then(self.shapes)
+
+        self._hook = model.register_forward_hook(note, with_kwargs=True)
+
+    def __enter__(self) -> Passes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
+def test_a_prompt_read_in_pieces_has_the_logits_of_one_read_at_once(model: Any) -> None:
+    ids = list(range(3, 53))
+    for piece, shapes in ((50, [(1, 50)]), (16, [(1, 16), (1, 16), (1, 16), (1, 2)]), (49, [(1, 49), (1, 1)])):
+        with Passes(model) as passes:
+            assert Client(engine_of(model, piece=piece), ids, max_new_tokens=1).end() == Finish("length")
+        assert passes.shapes == shapes
+        expected = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        assert (passes.logits[-1][0] - expected).abs().max() <= 1e-5
+
+
+def test_while_a_long_prompt_is_read_every_running_answer_gets_a_token_a_piece(model: Any) -> None:
+    engine, (first, *_), long = engine_of(model, piece=8), prompts(1), list(range(3, 63))
+    alone = answers(engine_of(model), [first, long], together=False, max_new_tokens=30)
+    running, arriving = [], []
+    done = threading.Event()
+
+    def arrive(item: Delivered) -> None:
+        arriving.append(item)
+
+    def run(item: Delivered) -> None:
+        if not running:  # in the engine's thread: the answer has just begun
+            engine.submit(Request(long, Sampling(max_new_tokens=5), arrive))
+        running.append(item)
+        if isinstance(item, Finish):
+            done.set()
+
+    with Passes(model) as passes:
+        engine.submit(Request(first, Sampling(max_new_tokens=30), run))
+        assert done.wait(30)
+    pieces = -(-len(first) // 8)
+    assert passes.shapes[pieces : pieces + 17] == [(1, 1), *[(1, 8), (1, 1)] * 7, (1, 4), (2, 1)]
+    assert (running[:-1], arriving[:-1]) == (alone[0], alone[1][:5])
+
+
+def test_a_request_cancelled_while_its_prompt_is_read_is_read_no_further(model: Any) -> None:
+    engine = engine_of(model, piece=8, max_rows=1)
+    items: queue.SimpleQueue[Delivered] = queue.SimpleQueue()
+    request = Request(list(range(3, 63)), Sampling(), items.put)
+    with Passes(model, lambda shapes: request.cancel() if len(shapes) == 2 else None) as passes:
+        engine.submit(request)
+        assert items.get(timeout=30) == Finish("cancelled")
+        next_one = Client(engine, prompts(1)[0][:8], max_new_tokens=1)
+        assert next_one.end() == Finish("length"), "its place is free"
+    assert passes.shapes[:2] == [(1, 8), (1, 8)]
+    assert len(passes.shapes) == 3
+    assert items.empty()
+
+
+def test_a_receiver_may_ask_again_as_soon_as_it_hears_that_it_was_cancelled(model: Any) -> None:
+    engine = engine_of(model)
+    again: list[Client] = []
+    heard = threading.Event()
+
+    def deliver(_: Delivered) -> None:
+        again.append(Client(engine, prompts(1)[0], max_new_tokens=1))
+        heard.set()
+
+    request = Request(prompts(1)[0], Sampling(), deliver)
+    request.cancel()
+    engine.submit(request)
+    assert heard.wait(30)
+    assert again[0].end() == Finish("length")
 
 
 def test_an_answer_ends_at_a_stop_token_which_is_not_given(model: Any) -> None:
