@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from langchain_core.embeddings import Embeddings
 
-from chains.bge.directory import ModelDirectory, digest, read_model_directory, resolve_model
+from chains.bge.directory import ModelDirectory, digest, read_model_directory, resolve_adapter, resolve_model
 from chains.bge.engines import DtypeName, Engine, EngineFactory, EngineName, TorchEngine, devices
 from chains.bge.pool import EnginePool, ahead
 from chains.bge.tokenizer import BgeTokenizer, truncated
@@ -62,7 +62,7 @@ class BGEEmbeddings(Embeddings):
         """
         directory = read_model_directory(resolve_model(model))
         self._setup(directory, query_instruction=query_instruction, max_length=max_length)
-        self.adapter = None if adapter is None else resolve_model(adapter)
+        self.adapter = None if adapter is None else resolve_adapter(adapter)
         self._factories += [
             EngineFactory(directory, self.adapter, self.tokenizer, device=name, dtype=dtype) for name in devices(device)
         ]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from chains.bge.directory import ModelDirectory, ModelDirectoryError
+from chains.bge.directory import ModelDirectory, ModelDirectoryError, misfit, resolve_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -77,12 +77,10 @@ def with_adapter(encoder: Any, adapter: Path, *, merge: bool) -> Any:
     """The model with a PEFT adapter on it, or with the adapter added to its weights."""
     from peft import PeftModel
 
-    if not (adapter / "adapter_config.json").is_file():
-        raise ModelDirectoryError(
-            f"{adapter} 不是 LoRA 适配器目录（缺少 adapter_config.json）；请检查 adapter",
-            f"{adapter} is no LoRA adapter (it has no adapter_config.json); check `adapter`",
-        )
-    adapted = PeftModel.from_pretrained(encoder, str(adapter))
+    try:
+        adapted = PeftModel.from_pretrained(encoder, str(resolve_adapter(adapter)))
+    except (ValueError, RuntimeError) as error:  # other layers, other sizes
+        raise misfit(adapter, error) from error
     return adapted.merge_and_unload() if merge else adapted
 
 

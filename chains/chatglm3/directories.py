@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from chains.bge.directory import resolve_adapter
+from chains.chat_models import http_errors
 from chains.chatglm3.adapters import ADAPTER_CONFIG, convert_adapter, is_original_adapter
 from chains.chatglm3.checkpoints import read_json, shard_names
 from chains.chatglm3.convert import MANIFEST, convert_chatglm3
@@ -61,9 +63,10 @@ def native_adapter(name: str, base: Path) -> Path:
     """The adapter directory a config's `adapter` means; one of the original ChatGLM3 is converted into the cache.
 
     Raises:
-        ConversionError: it is no directory with an adapter, or cannot be converted.
+        ModelDirectoryError: it is no directory with an adapter.
+        ConversionError: it cannot be converted.
     """
-    directory = Path(name).expanduser()
+    directory = resolve_adapter(name)
     if not is_original_adapter(read_json(directory / ADAPTER_CONFIG)):
         return directory
     target = _cached(directory)
@@ -91,22 +94,38 @@ def _download(name: str) -> Path:
             f"找不到模型目录 {name}；请给出目录，或形如 THUDM/chatglm3-6b 的模型名",
             f"there is no model directory {name}; give one, or a model id such as THUDM/chatglm3-6b",
         )
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return _downloaded_before(name) or _fetched(name)
+    except (HfHubHTTPError, OSError, ValueError, *http_errors()) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConversionError(
+            f"没有目录 {name}，也无法下载这个名字的模型：{reason}；请检查路径或网络，或先下载好再给出目录",
+            f"there is no directory {name}, and no model of that name can be downloaded: {reason}; check the path or"
+            " the network, or give a directory downloaded before",
+        ) from error
+
+
+def _downloaded_before(name: str) -> Path | None:
+    """Where a model id was downloaded to; None where it never was, or not to the end."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         here = Path(snapshot_download(name, allow_patterns=[*_DOWNLOADED, "*.bin"], local_files_only=True))
         shard_names(here)
-        return here
-    except (LocalEntryNotFoundError, ConversionError):  # never downloaded, or not to the end
-        logger.warning("downloading %s", name)
-    try:
-        files = HfApi().list_repo_files(name)
-        weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
-        return Path(snapshot_download(name, allow_patterns=[*_DOWNLOADED, weights]))
-    except (HfHubHTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConversionError(
-            f"无法下载模型 {name}：{reason}；请检查网络，或先下载好再给出目录",
-            f"cannot download the model {name}: {reason}; check the network, or give a directory downloaded before",
-        ) from error
+    except (LocalEntryNotFoundError, ConversionError):
+        return None
+    return here
+
+
+def _fetched(name: str) -> Path:
+    """Where a model id is downloaded to now; of two kinds of weights, the one without pickle."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    logger.warning("downloading %s", name)
+    # not list_repo_files: without a network it tries again for half a minute
+    files = [file.rfilename for file in HfApi().model_info(name).siblings or ()]
+    weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
+    return Path(snapshot_download(name, allow_patterns=[*_DOWNLOADED, weights]))

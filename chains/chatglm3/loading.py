@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chains.bge.directory import misfit
 from chains.chatglm3.checkpoints import read_json
 from chains.chatglm3.options import DType, Quantization
 from chains.chatglm3.settings import ConversionError
@@ -150,7 +151,4 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     try:
         return PeftModel.from_pretrained(model, adapter, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConversionError(
-            f"适配器 {adapter} 不能装到这个模型上：{reason}", f"the adapter {adapter} does not fit the model: {reason}"
-        ) from error
+        raise misfit(adapter, error) from error

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bge_models import build_bert
 
 from chains.bge.directory import ModelDirectoryError, read_model_directory
 from chains.bge.encoder import embed, load_encoder, pad
@@ -90,3 +93,10 @@ def test_missing_weights_are_refused_and_not_made_up(bert: Path, tmp_path: Path)
 def test_a_directory_that_is_no_adapter_is_named(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelDirectoryError, match="no LoRA adapter"):
         load_encoder(read_model_directory(bert), tmp_path)
+
+
+def test_an_adapter_of_another_base_is_refused_and_its_own_base_named(adapter: Path, tmp_path: Path) -> None:
+    other = build_bert(tmp_path / "other", hidden=32)
+    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    with pytest.raises(ModelDirectoryError, match=rf"does not fit the model: its base is {re.escape(base)}"):
+        load_encoder(read_model_directory(other), adapter)

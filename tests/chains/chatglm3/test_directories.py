@@ -9,6 +9,7 @@ import pytest
 
 from chains.chatglm3.directories import cache_folder, native_adapter, native_directory
 from chains.chatglm3.settings import ConversionError
+from loaders.errors import RagProjError
 
 pytest.importorskip("torch", reason="needs the extra [models]")
 
@@ -44,6 +45,11 @@ def test_other_weights_at_the_same_place_are_converted_anew(golden: Path, tmp_pa
     assert native_directory(str(source)) != first
 
 
+def test_an_adapter_that_is_not_there_is_named(native: Path) -> None:
+    with pytest.raises(RagProjError, match=r"runs/nowhere is no LoRA adapter.*adapter=null"):
+        native_adapter("runs/nowhere", native)
+
+
 def test_an_original_adapter_is_converted_once_and_a_native_one_is_itself(golden: Path, native: Path) -> None:
     converted = native_adapter(str(golden / "adapter_original"), native)
     assert native_adapter(str(golden / "adapter_original"), native) == converted
@@ -59,8 +65,21 @@ def test_a_model_id_that_cannot_be_downloaded_is_named(monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConversionError, match="cannot download the model nobody/nothing"):
+    with pytest.raises(ConversionError, match=r"no directory nobody/nothing.*offline mode is enabled.*check the path"):
         native_directory("nobody/nothing")
+
+
+def test_a_model_id_without_a_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(ConversionError, match=r"no directory nobody/nothing.*check the path or the network"):
+        native_directory("nobody/nothing")
+
+
+def test_a_name_that_no_model_can_have_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConversionError, match=r"no directory a\.\.b/c"):
+        native_directory("a..b/c")
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
