@@ -100,6 +100,9 @@ class Answerer(RunnableSerializable[AnswerInput, AddableDict]):
         """The question as one that can be searched for without the conversation."""
         raise NotImplementedError
 
+    def load(self) -> None:
+        """Load what answers, so that the first question need not wait; quoting needs nothing loaded."""
+
 
 class ExtractiveAnswerer(Answerer):
     """Quotes the sentences that answer, each with its citation; no model, nothing invented."""
@@ -144,6 +147,14 @@ class CountsTokens(Protocol):
 
     def spare_tokens(self, messages: Sequence[BaseMessage]) -> int:
         """Tokens by which the prompt of these messages may still grow, negative where it must shrink."""
+
+
+@runtime_checkable
+class LoadsWeights(Protocol):
+    """A chat model in this process."""
+
+    def load(self) -> None:
+        """Load the weights now rather than with the first question."""
 
 
 class ChatModelAnswerer(Answerer):
@@ -208,6 +219,15 @@ class ChatModelAnswerer(Answerer):
             return ThoughtFilter().take(self._chat_model.invoke(messages, config).text).strip() or question
         except errors as error:
             raise describe_server_error(error, self.model) from error
+
+    def load(self) -> None:
+        """Load the weights of a model in this process; a server is not asked.
+
+        Raises:
+            RagProjError: they cannot be found or loaded.
+        """
+        if isinstance(self._chat_model, LoadsWeights):
+            self._chat_model.load()
 
     def _messages(self, question: str, passages: Sequence[Document]) -> list[BaseMessage]:
         return answer_messages(question, passages, self.language)

@@ -66,9 +66,10 @@ def _server_model(config: ChatModelConfig) -> BaseChatModel:
 
 
 class ThoughtFilter:
-    """Takes an answer piece by piece and leaves out the `<think>…</think>` some models begin with.
+    """Takes an answer piece by piece and leaves out the white space and the `<think>…</think>` some models begin with.
 
-    Servers without a reasoning parser send it inline. Text is held back only while it may belong to a thought.
+    Servers without a reasoning parser send thoughts inline; those that serve ChatGLM3 as any other model send the
+    "\\n " that stands before each of its answers. Text is held back only while it may belong to one of these.
     """
 
     _OPEN, _CLOSE = "<think>", "</think>"
@@ -80,28 +81,30 @@ class ThoughtFilter:
         """What of the answer can be shown after this piece."""
         if self._held is None:
             return piece
-        self._held += piece
-        start = self._held.lstrip()
-        if start.startswith(self._OPEN):
-            _, closed, answer = start.partition(self._CLOSE)
+        self._held = (self._held + piece).lstrip()
+        if self._held.startswith(self._OPEN):
+            _, closed, answer = self._held.partition(self._CLOSE)
             if not closed:
                 return ""
-            self._held = None
-            return answer.lstrip()
-        if self._OPEN.startswith(start):  # also while there is nothing but white space
+            self._held = answer.lstrip()
+        if self._OPEN.startswith(self._held):  # also while there is nothing but white space
             return ""
-        held, self._held = self._held, None
-        return held
+        shown, self._held = self._held, None
+        return shown
 
 
 def server_errors() -> tuple[type[Exception], ...]:
     """What a model server's client raises when the server is away or says no."""
     import openai
 
-    # the HTTP client below openai, under either of its names, tells of a stream that breaks off itself
-    clients = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    # the HTTP client below openai tells of a stream that breaks off itself
     # ValueError: what is not a chat completion at all, such as the HTML of a wrong base_url
-    return (openai.OpenAIError, *(client.HTTPError for client in clients), OSError, ValueError)
+    return (openai.OpenAIError, *http_errors(), OSError, ValueError)
+
+
+def http_errors() -> tuple[type[Exception], ...]:
+    """What the HTTP client below other libraries raises, under either of its names; none where it is not loaded."""
+    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
 
 
 def broke_off(model: ChatModelConfig) -> GeneratorError:

@@ -92,6 +92,15 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
         alternatives = getattr(part, "alternatives", None)
         return [] if alternatives is None else [cast("Any", part).default_key, *alternatives]
 
+    def load_generator(self) -> None:
+        """Load the weights of the default generator, where it runs in this process, before the first question.
+
+        Raises:
+            RagProjError: they cannot be found or loaded.
+        """
+        answerer, _ = self._chosen({})
+        answerer.load()
+
     def _run(self, inputs: Iterator[Any], config: RunnableConfig) -> Iterator[AddableDict]:
         value = None
         for piece in inputs:
@@ -123,11 +132,16 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
     def _prepare(self, query: str, history: Sequence[BaseMessage], config: RunnableConfig) -> tuple[Answerer, str]:
         """The answerer chosen at run time, and the question as it can be searched for without the conversation."""
         self._check_choices(config)
+        answerer, config = self._chosen(config)
+        question = answerer.condense(query, history, config) if history else query
+        return answerer, question
+
+    def _chosen(self, config: RunnableConfig) -> tuple[Answerer, RunnableConfig]:
+        """The answerer that `configurable` names, with the config it is called with."""
         answerer: Any = self.answerer
         while isinstance(answerer, DynamicRunnable):
             answerer, config = answerer.prepare(config)
-        question = answerer.condense(query, history, config) if history else query
-        return answerer, question
+        return answerer, config
 
     def _check_choices(self, config: RunnableConfig) -> None:
         configurable = config.get("configurable", {})

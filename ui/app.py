@@ -71,7 +71,7 @@ def launch(
     Raises:
         RagProjError: the address cannot be listened on, as when the port is in use.
     """
-    port = _free_port(host, port)
+    port = free_port(host, port)
     _reach_self_without_proxy()
     app.queue(default_concurrency_limit=16)
     address: str
@@ -100,8 +100,12 @@ def launch(
     return address
 
 
-def _free_port(host: str, port: int) -> int:
-    """The port, seen to be free; for 0 a free one."""
+def free_port(host: str, port: int) -> int:
+    """The port, seen to be free; for 0 a free one.
+
+    Raises:
+        RagProjError: the address cannot be listened on, as when the port is in use.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # as the server itself will do, so that a port that was just closed counts as free
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -24,6 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--host", help="监听地址，默认 127.0.0.1；其他地址必须设置密码 / other addresses need a password"
     )
     serve.add_argument("--port", type=int, help="端口，默认 7860 / port")
+    serve.add_argument(
+        "--no-preload", action="store_true", help="第一次提问时才加载模型 / load models with the first question"
+    )
 
     ingest = _verb(verbs, "ingest", "把文件或文件夹加入知识库 / add files and folders to the knowledge base")
     ingest.add_argument("paths", nargs="+", metavar="PATH", help="文件或文件夹；其后可跟覆盖项 / files and folders")

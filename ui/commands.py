@@ -34,10 +34,11 @@ def serve(arguments: argparse.Namespace) -> int:
             f"监听 {host} 会让其他机器访问，必须先设置密码：环境变量 RAGPROJ_PASSWORD，或配置 server.password",
             f"{host} is reachable from other machines and needs a password: set RAGPROJ_PASSWORD or server.password",
         )
-    from ui.app import build_app, launch  # gradio takes seconds to import
+    from ui.app import build_app, free_port, launch  # gradio takes seconds to import
     from ui.examples import example_questions
     from ui.service import RagService
 
+    port = free_port(host, port)  # a port in use is told before models are loaded
     service = RagService(config, create=True, any_embedder=True)
     print(f"知识库 / knowledge base: {config.kb}，{len(service.sources())} 个文档 / documents", file=sys.stderr)
     embedder = service.embedder()
@@ -47,10 +48,12 @@ def serve(arguments: argparse.Namespace) -> int:
             " the vectors are by another embedder than the configured one; change over on the page",
             file=sys.stderr,
         )
-    app = build_app(
-        service, examples=example_questions(service.knowledge_base), language=config.language, top_k=config.top_k
-    )
     try:
+        if not arguments.no_preload:
+            service.load(lambda model: print(f"加载 / loading: {model}", file=sys.stderr))
+        app = build_app(
+            service, examples=example_questions(service.knowledge_base), language=config.language, top_k=config.top_k
+        )
         launch(app, host=host, port=port, auth=(config.server.username, password) if password else None)
     finally:
         service.close()

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 
-from chains.config import ExtractiveConfig, GeneratorConfig, RagConfig
-from chains.embeddings import fingerprint
+from chains.config import ChatGLM3Config, ExtractiveConfig, GeneratorConfig, HuggingFaceConfig, RagConfig
+from chains.embeddings import PROBE, embed_query, fingerprint
 from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor, IngestReport, Progress
 from chains.knowledge_base import FingerprintError
 from chains.reembedding import reembed
-from chains.retrieval_qa import RetrievalQA, build_retrieval_qa, open_vectorstore
+from chains.retrieval_qa import RetrievalQA, build_reranker, build_retrieval_qa, open_vectorstore
 from chains.vectorstores import FaissVectorStore
 from loaders.errors import RagProjError
 from ui.embedder_change import EmbedderChange
@@ -76,6 +77,7 @@ class RagService:
         self._lock = threading.Lock()
         self._change = EmbedderChange()
         self._compacting: list[threading.Thread] = []
+        self._keeps_loaded = False
         store = open_vectorstore(config, embeddings, create=create)
         self.knowledge_base = store.knowledge_base
         self.fulltext = FullTextIndex(self.knowledge_base)
@@ -115,9 +117,34 @@ class RagService:
             return self._current
 
     def _chain_over(self, store: FaissVectorStore) -> _Answering:
-        return _Answering(
-            store, build_retrieval_qa(self.config, vectorstore=store, fulltext=self.fulltext, llm=self._llm)
-        )
+        qa = build_retrieval_qa(self.config, vectorstore=store, fulltext=self.fulltext, llm=self._llm)
+        if self._keeps_loaded:
+            qa.load_generator()  # the weights that the chain before it has, while it still has them
+        return _Answering(store, qa)
+
+    def load(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Load the models and indexes that answer by default, so that the first question need not wait for them.
+
+        Further generators, `config.llms`, load when they are chosen.
+
+        Args:
+            tell: given the name of each model before it is loaded.
+
+        Raises:
+            RagProjError: a model cannot be found or loaded; it says which.
+        """
+        self._keeps_loaded = True
+        current = self._answering()
+        if model := (current.store.embedder or {}).get("model"):
+            tell(str(model))
+        embed_query(current.store.embeddings, PROBE)
+        if self.config.reranker is not None:
+            tell(self.config.reranker.model)
+            build_reranker(self.config.reranker).compress_documents([Document(PROBE)], PROBE)
+        current.qa.retriever.invoke(PROBE)  # opens the indexes
+        if isinstance(self.config.llm, ChatGLM3Config | HuggingFaceConfig):
+            tell(self.config.llm.model)
+        current.qa.load_generator()
 
     # -- asking --------------------------------------------------------------------------------------------------
 

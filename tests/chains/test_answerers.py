@@ -268,7 +268,7 @@ THOUGHT = f"<think>\n资料[2]里没有？{REFUSAL['zh']}\n再看[1]。\n</think
 def test_what_a_model_thinks_aloud_is_no_part_of_the_answer() -> None:
     """Qwen3 behind vLLM or Ollama sends its reasoning inline unless the server parses it out."""
     output = ask(generates(THOUGHT + "年假有十天。[1]"), "年假？", LEAVE, DEVICE)
-    assert output["result"].strip() == "年假有十天。[1]"
+    assert output["result"] == "年假有十天。[1]"
     assert output["refused"] is False
     assert numbers(output) == [1]
 

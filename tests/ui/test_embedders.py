@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.language_models import FakeListChatModel
 
 from chains import LexicalEmbeddings, load_config
 from chains.checks import check
@@ -87,12 +88,33 @@ class Gate:
         monkeypatch.setattr(LexicalEmbeddings, "embed_documents_array", gated)
 
 
+class HeavyModel(FakeListChatModel):
+    """Has weights to load."""
+
+    times_loaded: int = 0
+
+    def load(self) -> None:
+        self.times_loaded += 1
+
+
 # -- opening -------------------------------------------------------------------------------------------------------
 
 
 def test_a_service_answers_with_the_embedder_that_made_the_vectors(service: RagService) -> None:
     assert "十天" in answer(service)
     assert service.embedder() == EmbedderState(NAME_NEW, NAME_OLD, differs=True)
+
+
+def test_a_generator_that_is_loaded_stays_loaded_when_the_embedder_changes(kb: Path) -> None:
+    """Its weights would go with the chain of before, and the next question wait for them."""
+    model = HeavyModel(responses=["十天。[1]"])
+    service = open_service(kb, NEW, llm=model)
+    assert change(service).answering == NAME_NEW
+    assert model.times_loaded == 0
+    service.load()
+    assert change(service, rollback=True).answering == NAME_OLD
+    assert model.times_loaded == 2
+    service.close()
 
 
 def test_a_service_that_may_not_refuses_as_the_command_line_does(kb: Path) -> None:

@@ -109,6 +109,46 @@ def test_a_new_service_is_empty_and_refuses(service: RagService) -> None:
     assert answer(service)["refused"] is True
 
 
+# -- loading -------------------------------------------------------------------------------------------------------
+
+
+class HeavyModel(FakeListChatModel):
+    """Has weights to load."""
+
+    times_loaded: int = 0
+
+    def load(self) -> None:
+        self.times_loaded += 1
+
+
+def test_a_model_of_this_process_is_loaded_when_asked_to_and_not_before(tmp_path: Path, leave: Path) -> None:
+    model = HeavyModel(responses=["十天。[1]"])
+    service = RagService(load_config(None, [f"kb={tmp_path / 'kb'}"]), create=True, llm=model)
+    service.upload([leave], quiet)
+    assert model.times_loaded == 0
+    service.load()
+    assert model.times_loaded == 1
+    service.close()
+
+
+def test_what_cannot_be_loaded_is_named_before_and_after(tmp_path: Path) -> None:
+    words = [f"kb={tmp_path / 'kb'}", "llm._type=chatglm3", f"llm.model={tmp_path / 'nowhere'}"]
+    service = RagService(load_config(None, words), create=True)
+    told: list[str] = []
+    with pytest.raises(RagProjError, match="nowhere"):
+        service.load(told.append)
+    assert told == [str(tmp_path / "nowhere")]
+    service.close()
+
+
+def test_nothing_is_told_where_nothing_has_weights(service: RagService, leave: Path) -> None:
+    service.upload([leave], quiet)
+    told: list[str] = []
+    service.load(told.append)
+    assert told == []
+    assert "十天" in answer(service)["result"]
+
+
 # -- upload --------------------------------------------------------------------------------------------------------
 
 
