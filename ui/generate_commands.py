@@ -11,6 +11,8 @@ from typing import Any
 from loaders.config import apply_overrides
 from loaders.errors import RagProjError, UsageError
 
+NOT_SUPPORTED = "资料不支持 / not supported by the source"
+
 
 def generate(arguments: argparse.Namespace) -> int:
     """Answer a question from references that are given."""
@@ -36,7 +38,8 @@ def generate(arguments: argparse.Namespace) -> int:
         return 0
     print()
     for citation in answer["citations"]:
-        print(f"[{citation['n']}] {citation['source']}  {citation['quote']}")
+        said = f"{citation['source']}  {citation['quote']}" if citation["supported"] else NOT_SUPPORTED
+        print(f"[{citation['n']}] {said}")
     return 0
 
 

@@ -61,6 +61,10 @@ STRINGS: dict[str, Text] = {
         "程序内部出错，详情已写入服务器日志。", "Something went wrong inside; the server log has the details."
     ),
     "citations": Text("出处", "Sources"),
+    "references_used": Text(
+        "模型放不下全部 {found} 段资料，只用了前 {used} 段。",
+        "The model has no room for all {found} passages: only the first {used} were used.",
+    ),
     "unsupported": Text("资料中没有支持这句话的内容", "The source does not bear this out"),
     "open_citation": Text("查看出处 {n}", "Show source {n}"),
     "copy": Text("复制", "Copy"),

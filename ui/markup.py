@@ -13,12 +13,12 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from chains.answerers import CITATION_MARK
 from ui.i18n import Language, tr
 from ui.views import EmbedderState, Passage, Report, SourceRow, Turn
 
 ROWS_SHOWN = 200
 QUESTION_SHOWN = 300
-_CITATION = re.compile(r"\[(\d{1,3})\]")
 
 
 def header(language: Language) -> str:
@@ -68,6 +68,9 @@ def turn(one: Turn, number: int, language: Language) -> str:
             f"<p>{escape(one.problem.say(language))}</p></div>"
         )
     parts.append(_citations(one, number, language))
+    if one.used is not None:
+        note = tr("references_used", language, found=one.passages, used=one.used)
+        parts.append(f'<p class="used">{note}</p>')
     parts.append(_tools(one, language))
     return f'<article class="turn">{_question(one)}{"".join(parts)}</article>'
 
@@ -101,16 +104,22 @@ def answer(
 
 
 def _mark(token: Token, marks: Mapping[int, str]) -> Iterable[Token]:
-    """One inline token with the citations in it as tokens of their own: as in `marks`, else plain."""
-    if token.type != "text" or "[" not in token.content:
+    """One inline token with the citations in it as tokens of their own: as in `marks`, else plain.
+
+    Models write 【1】 and [1, 2] as well; the chain takes these for citations, so they must look like them.
+    """
+    if token.type != "text":
         yield token
         return
-    for index, piece in enumerate(_CITATION.split(token.content)):
-        if index % 2 == 0:
-            yield Token("text", "", 0, content=piece)
-        else:
-            plain = f'<span class="cite">[{int(piece)}]</span>'
-            yield Token("html_inline", "", 0, content=marks.get(int(piece), plain))
+    end = 0
+    for found in CITATION_MARK.finditer(token.content):
+        mark = found.group().lstrip()
+        yield Token("text", "", 0, content=token.content[end : found.end() - len(mark)])
+        end = found.end()
+        for number in map(int, re.findall(r"\d+", mark)):
+            plain = f'<span class="cite">[{number}]</span>'
+            yield Token("html_inline", "", 0, content=marks.get(number, plain))
+    yield Token("text", "", 0, content=token.content[end:])
 
 
 def _cite(n: int, turn_number: int, language: Language) -> str:

@@ -100,6 +100,10 @@ class Turn:
     citations: list[dict[str, Any]] = field(default_factory=list)
     titles: dict[str, str] = field(default_factory=dict)
     """title by source, of the passages that were found"""
+    passages: int = 0
+    """found for the answer"""
+    used: int | None = None
+    """of them, where the model's context had no room for all: the first so many"""
     refused: bool = False
     complete: bool = False
     """whether the stream reached its end"""
@@ -112,11 +116,14 @@ class Turn:
         """Add one event of the chain's stream; pieces are only collected, joining them is left to the reader."""
         for document in event.get("source_documents", ()):
             metadata = document.metadata
+            self.passages += 1
             self.titles[metadata["source"]] = metadata.get("title") or metadata["source"]
         if piece := event.get("result"):
             self._pieces.append(piece)
             self.length += len(piece)
         self.citations.extend(event.get("citations", ()))
+        if "references_used" in event:
+            self.used = len(event["references_used"])
         if "refused" in event:  # comes with the citations, last of all
             self.refused, self.complete = event["refused"], True
 

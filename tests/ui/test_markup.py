@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from langchain_core.documents import Document
 
 from ui import markup
 from ui.views import EmbedderState, Passage, Problem, Report, SourceRow, Turn
@@ -110,6 +111,26 @@ def test_a_mark_that_its_source_does_not_bear_out_opens_nothing_and_says_so() ->
     assert html.count('data-n="1"') == 2  # the mark and the source below the answer
     assert 'data-n="2"' not in html
     assert re.search(r'<span class="cite unsupported" title="资料中没有[^"]*">\[2\]</span>', html)
+
+
+@pytest.mark.parametrize("marks", ["[1][2]", "【1】【2】", "[1, 2]", "［1、2］", " [1] [2]"])
+def test_marks_as_chinese_models_write_them_are_marks_too(marks: str) -> None:
+    turn = answered(f"甲{marks}。", 1, 2)
+    turn.citations[1]["supported"] = False
+    html = markup.turn(turn, 0, "zh")
+    marks = r'<button[^>]*data-n="1"[^>]*>1</button> ?<span class="cite unsupported"[^>]*>\[2\]</span>'
+    assert re.search(f"甲 ?{marks}。", html)
+
+
+def test_passages_that_the_model_had_no_room_for_are_told_of() -> None:
+    turn = Turn("问题？")
+    turn.take({"source_documents": [Document(text, metadata={"source": "a"}) for text in ("一", "二", "三")]})
+    turn.take({"result": "甲[1]"})
+    turn.take({"citations": [], "refused": False})
+    assert "放不下" not in markup.turn(turn, 0, "zh")
+    turn.take({"references_used": [1, 2]})
+    assert "放不下全部 3 段资料，只用了前 2 段" in markup.turn(turn, 0, "zh")
+    assert "all 3 passages: only the first 2" in markup.turn(turn, 0, "en")
 
 
 def test_marks_inside_code_stay_text() -> None:
