@@ -428,7 +428,10 @@ def _write_side(folder: Path, side: str, records: Iterable[Mapping[str, Any]]) -
 def _nothing(files: Sequence[Path], counts: _Counts) -> RagProjError:
     listed = ", ".join(map(str, files))
     first = counts.problems[0] if counts.problems else None
-    zh, en = (f"；第一处：{first.zh}", f"; the first problem: {first.en}") if first else ("", "")
+    zh, en = "", ""
+    if first is not None:
+        place = f"{first.file}:{first.line}"
+        zh, en = f"；第一处：{place}：{first.zh}", f"; the first problem: {place}: {first.en}"
     return RagProjError(
         f"{listed} 中没有一条可用的记录（应有 QA、positive_doc、negative_doc）{zh}",
         f"no record of {listed} can be used (QA, positive_doc and negative_doc are expected){en}",
