@@ -77,6 +77,12 @@ QUESTIONS = [
     ("怎样训练重排模型？", "ragproj finetune reranker", "training_bge.md"),
     ("两张显卡怎么一起训练？", "torchrun", "training_bge.md"),
     ("怎么知道微调有没有忘记原来的能力？", "evaluation.extra", "training_bge.md"),
+    ("训练 ChatGLM3 大概要多少小时？", "约要 6 小时", "whole_path.md"),
+    ("只训练了 BGE，ChatGLM3 没有训练，怎么用？", "llm.adapter=null", "whole_path.md"),
+    ("训练好的两个模型怎样一起评测？", "没有见过的问题", "whole_path.md"),
+    ("某个适配器没有通过判定，还能上线吗？", "adapter=null", "whole_path.md"),
+    ("启动网页时不想马上加载模型，怎么办？", "--no-preload", "command_line.md"),
+    ("本机的 Qwen 能调用工具吗？", "不会解析成 tool_calls", "chatglm3.md"),
 ]
 
 
@@ -154,11 +160,12 @@ def test_the_messages_quoted_on_the_troubleshooting_page_are_those_of_the_code()
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.name)
 def test_every_command_in_the_texts_is_one_that_the_parser_takes(text: Path) -> None:
     for line in commands(text):
-        _, extra = build_parser().parse_known_args(shlex.split(line, comments=True)[1:])
+        arguments, extra = build_parser().parse_known_args(shlex.split(line, comments=True)[1:])
         unknown, overrides = split_overrides(extra)
         assert unknown == [], line
         if shlex.split(line)[1] not in {"data", "finetune"}:  # theirs are of training configs
-            load_config(overrides=overrides)
+            shipped = arguments.config if (ROOT / str(arguments.config)).is_file() else None
+            load_config(shipped and ROOT / shipped, overrides)
 
 
 def test_the_texts_show_every_verb() -> None:
