@@ -59,14 +59,19 @@ def tokenizer() -> SentencePieceModel:
 
 
 def build_model(target: Path, hidden: int, layers: int) -> Path:
-    """Write a native directory of random weights."""
+    """Write a native directory of random weights, which say nothing but Han characters: each token is a text."""
     import torch
     from transformers import GlmConfig, GlmForCausalLM
 
     vocabulary = tokenizer()
-    config = native_config(settings(hidden, layers), pieces=len(vocabulary.pieces), where="benchmark")
+    pieces = len(vocabulary.pieces)
+    config = native_config(settings(hidden, layers), pieces=pieces, where="benchmark")
     torch.manual_seed(0)
-    GlmForCausalLM(GlmConfig(**config)).save_pretrained(target)
+    model = GlmForCausalLM(GlmConfig(**config))
+    with torch.no_grad():  # bytes and special tokens: a logit of 0 is never the highest of thousands
+        model.lm_head.weight[: pieces - len(_HAN)] = 0
+        model.lm_head.weight[pieces:] = 0
+    model.save_pretrained(target)
     (target / "generation_config.json").write_text(json.dumps(generation_config(config)), encoding="utf-8")
     write_tokenizer(vocabulary, target, context=_CONTEXT, where="benchmark")
     return target
