@@ -91,7 +91,8 @@ def flag_embedding(model: str, rows: str, output: str, batch: int, steps: int) -
 def ours(model: str, rows: str, output: str, batch: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """Our trainer."""
     from finetune.bge.config import BgeTrainingConfig
-    from finetune.bge.train import TrainingEvent, train
+    from finetune.bge.train import train
+    from finetune.training_loop import TrainingEvent
 
     times: list[float] = []
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -292,6 +292,22 @@ class Monitor:
         new = [finding for finding in found if finding.name not in known]
         self.findings += new
         return new
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as plain JSON values."""
+        return {
+            "findings": [finding.as_dict() for finding in self.findings],
+            "counts": [self._steps, self._zeros, self._overflows, self._still],
+            "first": self._first,
+            "last": list(self._last),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state: what was found before is neither forgotten nor found again."""
+        self.findings = [Finding(**finding) for finding in state["findings"]]
+        self._steps, self._zeros, self._overflows, self._still = state["counts"]
+        self._first = list(state["first"])
+        self._last = deque(state["last"], maxlen=_FLAT_STEPS)
 
     def _at(self, step: int, loss: float, gradient_norm: float | None, overflowed: bool) -> Iterable[Finding]:
         self._steps += 1

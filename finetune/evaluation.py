@@ -24,6 +24,7 @@ from chains.embeddings import PROBE, Vectors, embed_documents, embed_query, unit
 from chains.evaluation import read_questions
 from chains.metrics import mrr_at_k, ndcg_at_k, recall_at_k
 from finetune.data.rows import RetrievalRow, read_retrieval_rows
+from finetune.training_config import JudgingConfig
 from loaders.config import Config
 from loaders.errors import RagProjError
 from loaders.splitters import embedding_text
@@ -57,19 +58,13 @@ class SetConfig(Config):
         return self
 
 
-class EvaluationConfig(Config):
+class EvaluationConfig(JudgingConfig):
     """What a model is judged on, before, during and after its training."""
 
+    metric: Metric = Field(default="ndcg@10", description="what the best checkpoint and the gate go by")
     dev: SetConfig | None = Field(default=None, description="the set that a run must gain on; disjoint from training")
     extra: dict[str, SetConfig] = Field(
         default_factory=dict, description="further sets by name, on which forgetting shows"
-    )
-    metric: Metric = Field(default="ndcg@10", description="what the best checkpoint and the gate go by")
-    every_steps: int | None = Field(
-        default=None, ge=1, description="optimizer steps between evaluations; null: ten in the whole run"
-    )
-    patience: int | None = Field(
-        default=None, ge=1, description="evaluations without a new best before the run stops; null: never stops early"
     )
     max_passages: int = Field(default=10_000, ge=10, description="passages of a pool before and after; gold ones stay")
     max_questions: int = Field(default=2_000, ge=1, description="questions of a set before and after")

@@ -101,7 +101,8 @@ def train_and_record(model: Path, output: Path, rows: list[RetrievalRow], settin
 
 def train_and_die(model: Path, output: Path, rows: list[RetrievalRow], settings: dict[str, Any], step: int) -> None:
     """Train until this step, then a real SIGKILL."""
-    from finetune.bge.train import TrainingEvent, train
+    from finetune.bge.train import train
+    from finetune.training_loop import TrainingEvent
 
     def kill(event: TrainingEvent) -> None:
         if event.step == step and event.loss is not None:
@@ -120,8 +121,10 @@ def reference_losses(model: Path, target: Path, rows: list[RetrievalRow], settin
     from torch import distributed
     from transformers import AutoModel, AutoTokenizer
 
-    from finetune.bge.batches import batch_rows, epoch_order, sample_row
-    from finetune.bge.train import Plan, decay_groups
+    from finetune.bge.batches import batch_rows, sample_row
+    from finetune.bge.train import schedule_of
+    from finetune.optimizer import decay_groups
+    from finetune.order import epoch_order
 
     config = training_config(model, target, **settings)
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -137,11 +140,11 @@ def reference_losses(model: Path, target: Path, rows: list[RetrievalRow], settin
         normalize_embeddings=True,
     ).train()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    plan = Plan.of(config, len(rows), count)
+    schedule = schedule_of(config, len(rows), count)
     optimizer = torch.optim.AdamW(decay_groups(theirs, config.weight_decay))
     losses = []
-    for step in range(plan.steps):
-        epoch, place = divmod(step, plan.steps_per_epoch)
+    for step in range(schedule.steps):
+        epoch, place = divmod(step, schedule.steps_per_epoch)
         order = epoch_order(len(rows), seed=config.seed, epoch=epoch)
         numbers = list(batch_rows(order, place, batch_size=config.batch_size, processes=count))
         share = len(numbers) // count
@@ -165,7 +168,7 @@ def reference_losses(model: Path, target: Path, rows: list[RetrievalRow], settin
         )
         teacher = [score for sample in samples for score in sample.teacher or ()] or None
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * plan.rate(step)
+            group["lr"] = config.learning_rate * schedule.rate(step)
         flag = not config.in_batch_negatives
         loss = theirs(queries, passages, teacher_scores=teacher, no_in_batch_neg_flag=flag).loss
         loss.backward()

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from finetune.bge.train import TrainingEvent
+    from finetune.training_loop import TrainingEvent
 
 
 def finetune_bge(arguments: argparse.Namespace) -> int:
     """Train a BGE retriever; 1 when the gate refuses it."""
-    from finetune.bge.config import load_bge_training_config
+    from finetune.bge.config import BgeTrainingConfig
 
-    config = load_bge_training_config(Path(arguments.config), arguments.overrides)
+    config = BgeTrainingConfig.read(Path(arguments.config), arguments.overrides)
     from finetune.bge.run import finetune_bge as run  # torch takes seconds to import
 
     with _Progress(config.evaluation.metric) as progress:
@@ -32,9 +32,9 @@ def finetune_bge(arguments: argparse.Namespace) -> int:
 
 def finetune_reranker(arguments: argparse.Namespace) -> int:
     """Train a reranker; 1 when the gate refuses it."""
-    from finetune.reranker.config import load_reranker_training_config
+    from finetune.reranker.config import RerankerTrainingConfig
 
-    config = load_reranker_training_config(Path(arguments.config), arguments.overrides)
+    config = RerankerTrainingConfig.read(Path(arguments.config), arguments.overrides)
     from finetune.reranker.run import finetune_reranker as run
 
     with _Progress(config.evaluation.metric) as progress:
@@ -45,9 +45,9 @@ def finetune_reranker(arguments: argparse.Namespace) -> int:
 
 def finetune_chatglm3(arguments: argparse.Namespace) -> int:
     """Train ChatGLM3 to answer from references; 1 when the gate refuses it."""
-    from finetune.chatglm3.config import load_chatglm3_training_config
+    from finetune.chatglm3.config import ChatGlm3TrainingConfig
 
-    config = load_chatglm3_training_config(Path(arguments.config), arguments.overrides)
+    config = ChatGlm3TrainingConfig.read(Path(arguments.config), arguments.overrides)
     from finetune.chatglm3.run import finetune_chatglm3 as run  # torch takes seconds to import
 
     with _Progress(config.evaluation.metric) as progress:

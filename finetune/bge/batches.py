@@ -5,7 +5,6 @@ All of it is a function of seed, epoch and row alone, so that a resumed run draw
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.rows import RetrievalRow
+from finetune.order import seeded
 
 Mask = npt.NDArray[np.bool_]
 
@@ -48,18 +48,6 @@ class TokenBatch:
     def tokens(self) -> int:
         """Token ids that are encoded, without padding."""
         return sum(map(len, self.texts))
-
-
-def seeded(*parts: int) -> int:
-    """A seed of 63 bits out of several numbers; near numbers give unrelated seeds."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
-
-
-def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:
-    """Row numbers in the order of an epoch, each once."""
-    order = list(range(rows))
-    random.Random(seeded(seed, epoch)).shuffle(order)  # noqa: S311 a sample, no secret
-    return order
 
 
 def steps_per_epoch(rows: int, *, batch_size: int, processes: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from chains.bge.directory import ModelDirectory
 from chains.bge.tokenizer import BgeTokenizer
-from finetune.bge.config import BgeTrainingConfig
+from finetune.bge.config import BgeTrainingConfig, RetrievalTrainingConfig
 from finetune.data.rows import RetrievalRow, same_text
 from finetune.doctor import (
     Finding,
@@ -22,12 +22,11 @@ from finetune.doctor import (
 )
 from finetune.evaluation import RetrievalSet
 from finetune.memory import Forecast, Plan, Shape, available_memory, forecast
+from finetune.precision import device_kind
 
 _SAMPLE = 1_000  # rows whose texts are tokenized to see their lengths and unknown tokens
 _UNKNOWN_SHARE, _UNKNOWN_FAR_TOO_MANY = 0.01, 0.2
 _LEAK_SHARE = 0.01  # above it a gain on dev means nothing
-# As in `finetune.bge.train`: positions of a micro-batch where the config leaves it open.
-_MICRO_BATCH = {"cpu": 1_024, "cuda": 16_384}
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Hardware:
     @property
     def kind(self) -> str:
         """ "cpu" or "cuda"."""
-        return self.device.split(":")[0]
+        return device_kind(self.device)
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def sampled(rows: Sequence[RetrievalRow], seed: int) -> list[RetrievalRow]:
 # --- rows -------------------------------------------------------------------------------------------------------
 
 
-def check_negatives(rows: Sequence[RetrievalRow], config: BgeTrainingConfig) -> list[Finding]:
+def check_negatives(rows: Sequence[RetrievalRow], config: RetrievalTrainingConfig) -> list[Finding]:
     """Rows with nothing, or with too little, to tell the positive from."""
     group, batch = config.group_size, config.batch_size
     without = sum(not row.neg for row in rows)
@@ -302,7 +301,7 @@ def memory_forecast(
     rows = max(1, config.batch_size // hardware.processes)
     query = _typical(lengths.queries, config.query_max_tokens)
     passage = _typical(lengths.passages, config.passage_max_tokens)
-    micro_batch = config.micro_batch_tokens or _MICRO_BATCH[hardware.kind]
+    micro_batch = config.tokens_at_once(hardware.device)
     dropout = sizes.attention_probs_dropout_prob if config.dropout is None else config.dropout
     sixteen = config.precision in ("bf16", "fp16") or (
         config.precision == "auto" and (hardware.kind == "cuda" or hardware.has_bf16)

@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.doctor import DoctorConfig
 from finetune.evaluation import EvaluationConfig
-from finetune.gate import GateConfig
-from loaders.config import Config, apply_overrides, read_yaml
+from finetune.lora import LoraSettings, Targets
+from finetune.precision import Precision, device_kind
+from finetune.training_config import BatchSize, TrainingConfig
+
+# Rows of a forward pass at most, by kind of device.
+FORWARD_ROWS = {"cpu": 64, "cuda": 1_024}
 
 Method = Literal["full", "lora"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+GroupSize = Annotated[int, Field(ge=1, description="passages per row: one positive, the others negatives")]
 
 
-class LoraSettings(Config):
-    """Size of the adapter, with `method: lora`."""
+class BgeLora(LoraSettings):
+    """Size and place of the adapter, with `method: lora`."""
 
-    rank: int = Field(default=16, ge=1, description="of the two factors; more learns more and forgets more")
-    alpha: float = Field(default=32.0, gt=0, description="the update is scaled by alpha / rank")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="on the adapter's input")
-    targets: list[str] = Field(
-        default=["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"],
-        min_length=1,
-        description="linear layers that get an adapter, by the end of their names",
+    targets: Targets = Field(
+        default=["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
     )
 
 
-class BgeTrainingConfig(Config):
+class RetrievalTrainingConfig(TrainingConfig):
+    """What trainings on rows of query, positives and negatives share: those of retrievers and of rerankers."""
+
+    free: ClassVar[frozenset[str]] = TrainingConfig.free | {"graph_tokens"}
+    forward_tokens: ClassVar[Mapping[str, int]]
+    """positions in one forward pass by kind of device: few stay in a processor's cache, many fill a GPU"""
+
+    group_size: GroupSize = 4
+    distillation: bool = Field(default=False, description="follow the pos_scores and neg_scores of the rows as well")
+
+    precision: Precision = Field(default="auto", description="of the forward pass; weights stay float32")
+    dropout: float | None = Field(default=None, ge=0, lt=1, description="in place of the model's; null: the model's")
+    micro_batch_tokens: int | None = Field(
+        default=None, ge=16, description="positions in one forward pass; null: as many as suit the device"
+    )
+    graph_tokens: int = Field(
+        default=16_384, ge=0, description="positions of a step that are not encoded twice; less saves memory"
+    )
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def tokens_at_once(self, device: str) -> int:
+        """Positions in one forward pass on a device."""
+        return self.micro_batch_tokens or self.forward_tokens[device_kind(device)]
+
+
+class BgeTrainingConfig(RetrievalTrainingConfig):
     """A training run of a BGE retriever."""
 
-    model: str = Field(min_length=1, description="directory or model id that training starts from")
-    output: Path = Field(description="directory of the run: candidate, checkpoints, report")
-    train: list[Path] = Field(min_length=1, description="JSONL files of query, pos, neg")
-    method: Method = Field(default="full", description="all weights, or a LoRA adapter beside frozen ones")
-    lora: LoraSettings = LoraSettings()
+    # of the training files the rows count, not their names
+    free: ClassVar[frozenset[str]] = RetrievalTrainingConfig.free | {"train"}
+    forward_tokens: ClassVar[Mapping[str, int]] = {"cpu": 1_024, "cuda": 16_384}
 
-    epochs: float = Field(default=1.0, gt=0, description="times every row is seen")
-    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps instead of epochs")
-    batch_size: int = Field(default=64, ge=1, description="rows per optimizer step, over all processes together")
-    group_size: int = Field(default=4, ge=1, description="passages per row: one positive, the others negatives")
-    learning_rate: float = Field(default=2e-5, gt=0, description="highest, at the end of the warm-up")
-    warmup_share: float = Field(default=0.1, ge=0, lt=1, description="share of the steps that the rate rises from zero")
-    weight_decay: float = Field(default=0.01, ge=0, description="of matrices; biases and norms have none")
-    max_grad_norm: float | None = Field(default=1.0, gt=0, description="gradients are scaled down to it; null: never")
-    seed: int = Field(default=42, ge=0, description="of order, sampling and dropout")
+    method: Method = Field(default="full", description="all weights, or a LoRA adapter beside frozen ones")
+    lora: BgeLora = BgeLora()
+    batch_size: BatchSize = 64
 
     temperature: float = Field(
         default=0.02, gt=0, description="cosines are divided by it; smaller looks at the nearest"
@@ -56,7 +70,6 @@ class BgeTrainingConfig(Config):
     cross_device_negatives: bool = Field(default=True, description="so are those of the other processes")
     mask_duplicates: bool = Field(default=True, description="not those with the text of a positive")
     mask_same_document: bool = Field(default=True, description="nor other rows' passages of a positive's document")
-    distillation: bool = Field(default=False, description="follow the reranker's pos_scores and neg_scores as well")
     matryoshka: list[int] = Field(
         default_factory=list, description="lengths of vector prefixes that shall serve alone; name the full length, too"
     )
@@ -68,25 +81,7 @@ class BgeTrainingConfig(Config):
     query_instruction: str | None = Field(
         default=None, description="put before queries, never before passages; null: the model's own (method full only)"
     )
-
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 ...")
-    precision: Precision = Field(default="auto", description="of the forward pass; weights stay float32")
-    dropout: float | None = Field(default=None, ge=0, lt=1, description="in place of the model's; null: the model's")
     gradient_checkpointing: bool = Field(default=False, description="recompute layers: a third slower, far less memory")
-    micro_batch_tokens: int | None = Field(
-        default=None, ge=16, description="positions in one forward pass; null: 1,024 on CPU, 16,384 on a GPU"
-    )
-    graph_tokens: int = Field(
-        default=16_384, ge=0, description="positions of a step that are not encoded twice; less saves memory"
-    )
-
-    checkpoint_steps: int | None = Field(
-        default=None, ge=1, description="steps between resumable checkpoints; null: ten in the whole run"
-    )
-    log_steps: int = Field(default=10, ge=1, description="steps between log lines")
-    evaluation: EvaluationConfig = EvaluationConfig()
-    gate: GateConfig = GateConfig()
-    doctor: DoctorConfig = DoctorConfig()
 
     @model_validator(mode="after")
     def _has_negatives(self) -> BgeTrainingConfig:
@@ -110,14 +105,3 @@ class BgeTrainingConfig(Config):
                 " / LoRA 沿用底座的查询指令：请去掉 query_instruction，或改用 method=full"
             )
         return self
-
-
-def load_bge_training_config(path: Path | None, overrides: Sequence[str] = ()) -> BgeTrainingConfig:
-    """The config of a YAML file with `key=value` overrides laid over it.
-
-    Raises:
-        ConfigError: lists every problem.
-    """
-    data = {} if path is None else read_yaml(path)
-    where = "command line" if path is None else str(path)
-    return BgeTrainingConfig.from_dict(apply_overrides(data, overrides), where=where)

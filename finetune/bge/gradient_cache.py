@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune.bge.batches import seeded
+from finetune.order import seeded
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,6 +11,9 @@ from chains.chatglm3.convert import ORIGINAL_FOLDER
 from chains.chatglm3.loading import ModelOptions, choose_device, choose_dtype, load_causal_model
 from finetune.chatglm3.attention import use_row_attention
 from finetune.chatglm3.config import ChatGlm3TrainingConfig, OptimizerName
+from finetune.directories import replaced
+from finetune.lora import add_adapter, save_adapter
+from finetune.precision import Numbers
 from loaders.errors import RagProjError
 
 if TYPE_CHECKING:
@@ -37,6 +40,13 @@ def device_and_dtype(config: ChatGlm3TrainingConfig, local_rank: int = 0) -> tup
     return name, choose_dtype(config.dtype, device)
 
 
+def numbers_of(dtype: torch.dtype) -> Numbers:
+    """The numbers of a forward pass over weights of this type."""
+    import torch
+
+    return Numbers(None if dtype == torch.float32 else dtype, scaled=dtype == torch.float16)
+
+
 def serving_quantization(config: ChatGlm3TrainingConfig) -> str:
     """`quantization` of the chat model that serves what this run trains."""
     return "nf4" if config.method == "qlora" else "none"
@@ -49,8 +59,6 @@ def training_model(config: ChatGlm3TrainingConfig, directory: Path, device: str,
         ConversionError: the directory holds no such model, or its layers do not suit 4 bits.
         RagProjError: `lora.targets` name no layer.
     """
-    import torch
-
     name = "float32" if config.method == "full" else str(dtype).removeprefix("torch.")
     model = load_causal_model(
         ModelOptions(directory, None, serving_quantization(config), device, name)  # type: ignore[arg-type]
@@ -58,33 +66,12 @@ def training_model(config: ChatGlm3TrainingConfig, directory: Path, device: str,
     use_row_attention(model)
     if config.method != "full":
         model.requires_grad_(False)
-        torch.manual_seed(config.seed)
-        model = _with_adapter(model, config)
+        model = add_adapter(model, config.lora, seed=config.seed, task="CAUSAL_LM")
     if config.gradient_checkpointing:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         # not reentrant: the inputs of the first layer need no gradient
         inner.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
-
-
-def _with_adapter(model: Any, config: ChatGlm3TrainingConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    settings = LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # an int by its annotation, divided as a float
-        lora_dropout=config.lora.dropout,
-        target_modules=list(config.lora.targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, settings)
-    except ValueError as error:  # no layer has such a name
-        reason = " ".join(str(error).split())
-        raise RagProjError(
-            f"lora.targets {config.lora.targets} 与模型不符：{reason}",
-            f"lora.targets {config.lora.targets} do not fit the model: {reason}",
-        ) from error
 
 
 def training_optimizer(
@@ -119,16 +106,11 @@ def save_candidate(model: Any, target: Path, directory: Path, config: ChatGlm3Tr
 
     What stood there before is replaced.
     """
-    temporary = target.with_name(f".{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    if config.method == "full":
-        save_model(model, temporary, directory)
-    else:
-        model.peft_config["default"].base_model_name_or_path = config.model
-        model.save_pretrained(str(temporary))
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
+    with replaced(target) as folder:
+        if config.method == "full":
+            save_model(model, folder, directory)
+        else:
+            save_adapter(model, folder, base=config.model)
 
 
 def save_model(model: Any, target: Path, directory: Path) -> None:

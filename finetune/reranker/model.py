@@ -15,6 +15,7 @@ from chains.bge.directory import ModelDirectory, ModelDirectoryError
 from chains.bge.encoder import pad
 from chains.bge.tokenizer import BgeTokenizer, tokenizer_json
 from finetune.bge.encoder import set_dropout
+from finetune.directories import replaced
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,20 +111,16 @@ def save_cross_encoder(model: nn.Module, target: Path, directory: ModelDirectory
     """
     import json
 
-    temporary = target.with_name(f".{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    cast("Any", model).save_pretrained(str(temporary))
-    for name in _TOKENIZER_FILES:
-        if (directory.path / name).is_file():
-            shutil.copyfile(directory.path / name, temporary / name)
-    (temporary / "tokenizer.json").write_text(tokenizer_json(directory), encoding="utf-8")
     settings_file = directory.path / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
     settings["model_max_length"] = max_tokens
     if directory.lower_case:
         settings |= {"do_lower_case": True, "strip_accents": False}
-    (temporary / "tokenizer_config.json").write_text(
-        json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8"
-    )
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    with replaced(target) as folder:
+        cast("Any", model).save_pretrained(str(folder))
+        for name in _TOKENIZER_FILES:
+            if (directory.path / name).is_file():
+                shutil.copyfile(directory.path / name, folder / name)
+        (folder / "tokenizer.json").write_text(tokenizer_json(directory), encoding="utf-8")
+        content = json.dumps(settings, ensure_ascii=False, indent=2)
+        (folder / "tokenizer_config.json").write_text(content, encoding="utf-8")

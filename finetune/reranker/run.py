@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from chains.bge.directory import digest, read_model_directory, resolve_model
 from chains.bge.tokenizer import BgeTokenizer
-from finetune.bge.blend import mix
 from finetune.bge.checks import (
     Hardware,
     check_duplicates,
@@ -19,25 +17,32 @@ from finetune.bge.checks import (
     check_vocabulary,
     sampled,
 )
-from finetune.bge.encoder import choose_device
-from finetune.bge.train import TrainingEvent, rows_digest
+from finetune.bge.train import rows_digest
+from finetune.blend import mix
 from finetune.data.rows import RetrievalRow, read_retrieval_rows
-from finetune.doctor import Finding, check_learning_rate, check_precision, check_steps, check_truncated, in_order
-from finetune.evaluation import EvaluationConfig
+from finetune.doctor import (
+    Finding,
+    Monitor,
+    check_learning_rate,
+    check_precision,
+    check_steps,
+    check_truncated,
+    in_order,
+)
 from finetune.gate import DEV
-from finetune.judging import CANDIDATE, Outcome, Task, Teller, Trained, Watch, conclude, finished, require_dev, run
 from finetune.measurement import Measured, set_digest
+from finetune.precision import choose_device
 from finetune.reranker.candidates import CandidateSet, evaluate_reranker, read_candidates
 from finetune.reranker.config import RerankerTrainingConfig
 from finetune.reranker.model import PairScorer, load_cross_encoder, save_cross_encoder
-from finetune.reranker.train import plan_of, settings_of, train_reranker
+from finetune.reranker.train import schedule_of, train
+from finetune.run import Outcome, Task, Teller, conclude, finished, run, set_sections
+from finetune.training_loop import CANDIDATE, Observe, TrainingResult
 from loaders.errors import UsageError
-
-Observer = Callable[[TrainingEvent], None]
 
 
 def finetune_reranker(
-    config: RerankerTrainingConfig, *, observe: Observer | None = None, tell: Teller | None = None
+    config: RerankerTrainingConfig, *, observe: Observe | None = None, tell: Teller | None = None
 ) -> Outcome:
     """Train, judge and promote.
 
@@ -66,42 +71,33 @@ class RerankerTask(Task):
     """What a run is about: read once, changed by no stage."""
 
     kind = "reranker"
+    config: RerankerTrainingConfig
     rows: Sequence[RetrievalRow]
-    evaluation: EvaluationConfig
-    method = "full"
 
     def __init__(
-        self, config: RerankerTrainingConfig, *, observe: Observer | None = None, tell: Teller | None = None
+        self, config: RerankerTrainingConfig, *, observe: Observe | None = None, tell: Teller | None = None
     ) -> None:
         """Rows and sets are read here, candidates are searched; the model is loaded later."""
-        require_dev(config.evaluation)
-        self.config = config
-        self.model, self.output = config.model, config.output
-        self.files, self.seed = config.train, config.seed
-        self.settings = config.model_dump(mode="json")
-        self.evaluation, self.gate, self.doctor = config.evaluation, config.gate, config.doctor
-        self.tell = tell or (lambda _: None)
+        super().__init__(observe=observe, tell=tell)
+        self.config, evaluation = config, config.evaluation
+        sections = set_sections(evaluation.dev, evaluation.extra, example="evaluation.dev.rows=[dev.jsonl]")
         self.rows = read_retrieval_rows(config.train)
         self.base = resolve_model(config.model)
         self.directory = read_model_directory(self.base)
-        self._observe = observe
         self._device = choose_device(config.device)
-        assert config.evaluation.dev is not None
-        sections = {DEV: config.evaluation.dev, **dict(sorted(config.evaluation.extra.items()))}
-        limits = {
-            "max_questions": self.evaluation.max_questions,
-            "max_passages": self.evaluation.max_passages,
-            "seed": self.evaluation.seed,
+        limits = {"max_passages": evaluation.max_passages, "seed": evaluation.seed}
+        questions = evaluation.max_questions
+        read = {
+            name: read_candidates(name, section, config.candidates, max_questions=questions, **limits)
+            for name, section in sections.items()
         }
-        read = {name: read_candidates(name, section, config.candidates, **limits) for name, section in sections.items()}
         self.sets: dict[str, CandidateSet] = {name: found for name, (found, _) in read.items()}
         self.sampled = {name: drawn for name, (_, drawn) in read.items()}
-        limits = {**limits, "max_questions": self.evaluation.interval_questions}
-        self._dev = self.sets[DEV].sampled(**limits)
+        self._dev = self.sets[DEV].sampled(max_questions=evaluation.interval_questions, **limits)
 
     def training(self) -> dict[str, Any]:
         """Settings, rows and base."""
-        return {**settings_of(self.config), "rows": rows_digest(self.rows), "base": digest(self.base)}
+        return {**self.config.deciding(), "rows": rows_digest(self.rows), "base": digest(self.base)}
 
     def measuring(self) -> dict[str, Any]:
         """The sets and how many candidates are put in order."""
@@ -110,18 +106,19 @@ class RerankerTask(Task):
 
     def examine(self) -> list[Finding]:
         """Rows, texts and settings."""
-        config = self.config
+        config, rows = self.config, self.rows
+        steps = schedule_of(config, len(rows)).steps
         hardware = Hardware.of(self._device, 1)
         tokenizer = BgeTokenizer.from_directory(self.directory)
-        sample = sampled(self.rows, config.seed)
+        sample = sampled(rows, config.seed)
         pairs = [(row.query, text) for row in sample for text in (*row.pos, *row.neg)]
         lengths = [len(ids) for ids, _ in tokenizer.encode_pairs(pairs, 1_000_000)]
         return in_order(
             [
-                *check_steps(plan_of(config, len(self.rows)).steps, rows=len(self.rows), batch_size=config.batch_size),
-                *check_negatives(self.rows, cast("Any", config)),  # it reads group_size and batch_size
-                *check_duplicates(self.rows),
-                *check_leak(self.rows, self.sets[DEV].questions),
+                *check_steps(steps, rows=len(rows), batch_size=config.batch_size),
+                *check_negatives(rows, config),
+                *check_duplicates(rows),
+                *check_leak(rows, self.sets[DEV].questions),
                 *check_truncated(lengths, config.max_tokens, key="max_tokens", zh="查询与片段", en="pairs"),
                 *check_vocabulary(tokenizer, [row.query for row in sample] + [row.pos[0] for row in sample]),
                 *check_learning_rate(config.learning_rate, "full"),
@@ -136,24 +133,17 @@ class RerankerTask(Task):
         scorer = PairScorer(model, directory, max_tokens=self.config.max_tokens, device=self._device)
         return Measured({name: evaluate_reranker(scorer.score, found) for name, found in self.sets.items()})
 
-    def train(self, watch: Watch) -> Trained:
+    def train(self, observe: Observe, monitor: Monitor | None) -> TrainingResult:
         """By `finetune.reranker.train`."""
 
-        def observe(event: TrainingEvent) -> None:
-            if self._observe is not None:
-                self._observe(event)
-            if event.loss is not None:
-                watch(step=event.step, loss=event.loss, gradient_norm=event.gradient_norm, overflowed=event.skipped)
-
         def score(scorer: PairScorer) -> float:
-            return evaluate_reranker(scorer.score, self._dev).mean(self.evaluation.metric)
+            return evaluate_reranker(scorer.score, self._dev).mean(self.config.evaluation.metric)
 
-        return train_reranker(self.config, self.rows, self.directory, evaluate=score, observe=observe)
+        return train(self.config, self.rows, self.directory, evaluate=score, observe=observe, monitor=monitor)
 
     def mix(self, share: float, target: Path) -> None:
         """The weights of both, with the head that the base was given where it has none."""
         candidate = read_model_directory(self.output / CANDIDATE)
         tuned = load_cross_encoder(candidate, seed=self.config.seed, device="cpu")
         mix(tuned, load_cross_encoder(self.directory, seed=self.config.seed, device="cpu"), share)
-        shutil.rmtree(target, ignore_errors=True)
         save_cross_encoder(tuned, target, self.directory, max_tokens=self.config.max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -162,6 +163,21 @@ def test_a_loss_that_does_not_fall_is_named_once_and_one_that_falls_never() -> N
     assert found == ["flat_loss"]
     assert not [name for step in range(1, 700) for name in names(falling.observe(step=step, loss=2.0 - step / 700))]
     assert names(monitor.findings) == ["flat_loss"]
+
+
+def test_a_monitor_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:
+    whole, broken = Monitor(), Monitor()
+    for step in range(1, 350):
+        for monitor in (whole, broken):
+            monitor.observe(step=step, loss=2.0, gradient_norm=1e-12 if step == 349 else 1.0)
+    state = json.loads(json.dumps(broken.state()))
+    resumed = Monitor()
+    resumed.restore(state)
+    for step in range(350, 600):
+        expected = whole.observe(step=step, loss=2.0, gradient_norm=0.0)
+        assert resumed.observe(step=step, loss=2.0, gradient_norm=0.0) == expected
+    assert names(whole.findings) == ["no_gradient", "flat_loss"]  # three steps from 349 on, and at step 400
+    assert resumed.findings == whole.findings
 
 
 def test_the_manual_names_every_finding_of_a_bge_training_with_its_way_out() -> None:

@@ -7,7 +7,6 @@ import numpy as np
 from finetune.bge.batches import (
     Sample,
     batch_rows,
-    epoch_order,
     false_negatives,
     sample_row,
     steps_per_epoch,
@@ -23,13 +22,6 @@ def row(query: str, pos: list[str], neg: list[str], **more: object) -> Retrieval
 def sampled(one: RetrievalRow, *, group_size: int = 3, number: int = 0, epoch: int = 0, **more: object) -> Sample:
     settings: dict[str, object] = {"instruction": "", "distillation": False, "seed": 1, **more}
     return sample_row(one, number=number, group_size=group_size, epoch=epoch, **settings)  # type: ignore[arg-type]
-
-
-def test_an_epoch_has_each_row_once_and_its_own_order() -> None:
-    first, second = (epoch_order(50, seed=3, epoch=epoch) for epoch in (0, 1))
-    assert sorted(first) == sorted(second) == list(range(50))
-    assert first != second
-    assert first == epoch_order(50, seed=3, epoch=0)
 
 
 def test_the_last_batch_is_smaller_and_shared_evenly() -> None:

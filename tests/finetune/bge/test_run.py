@@ -16,11 +16,11 @@ import pytest
 from concept_rows import concept_rows, write_concepts, write_training_yaml
 
 from chains.bge.embeddings import BGEEmbeddings
-from finetune.bge.config import load_bge_training_config
+from finetune.bge.config import BgeTrainingConfig
 from finetune.bge.run import finetune_bge
 from finetune.doctor import DoctorError
 from finetune.evaluation import evaluate_embeddings, from_rows
-from finetune.judging import Outcome
+from finetune.run import Outcome
 from loaders.errors import ConfigError, UsageError
 from ui.cli import main
 
@@ -56,7 +56,7 @@ def promoted(workshop: Make) -> Path:
 
 
 def run(config: Path, **options: Any) -> Outcome:
-    outcome = finetune_bge(load_bge_training_config(config), **options)
+    outcome = finetune_bge(BgeTrainingConfig.read(config), **options)
     assert outcome is not None
     return outcome
 
@@ -122,7 +122,7 @@ def test_a_finished_run_says_so_and_changes_nothing(promoted: Path, capsys: pyte
 def test_a_promoted_model_is_never_written_over_by_another_run(promoted: Path) -> None:
     assert main(["finetune", "bge", "--config", str(promoted), "seed=7"]) == 2
     with pytest.raises(UsageError, match="不会被覆盖"):
-        finetune_bge(load_bge_training_config(promoted, ["seed=7"]))
+        finetune_bge(BgeTrainingConfig.read(promoted, ["seed=7"]))
 
 
 def test_an_adapter_is_judged_on_its_base(workshop: Make) -> None:
@@ -134,7 +134,7 @@ def test_an_adapter_is_judged_on_its_base(workshop: Make) -> None:
 
 
 def test_dev_is_measured_together_with_lexical_search_where_it_is_asked_for(workshop: Make) -> None:
-    outcome = finetune_bge(load_bge_training_config(workshop(max_steps=1), ["evaluation.fused=true"]))
+    outcome = finetune_bge(BgeTrainingConfig.read(workshop(max_steps=1), ["evaluation.fused=true"]))
     assert outcome is not None
     fused = outcome.manifest["fused"]
     assert fused["against_lexical"]["ndcg@10"]["difference"] == pytest.approx(

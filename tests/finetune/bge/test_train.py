@@ -24,9 +24,9 @@ from training_tasks import (
 
 from chains.bge.directory import read_model_directory
 from chains.bge.embeddings import BGEEmbeddings
-from finetune.bge.checkpoints import CheckpointError
-from finetune.bge.train import Plan, TrainingError, TrainingEvent, rows_digest, train
+from finetune.bge.train import rows_digest, train
 from finetune.data.rows import RetrievalRow
+from finetune.training_loop import TrainingError
 
 TWENTY: dict[str, Any] = {"max_steps": 20, "dropout": 0.0}
 TEXTS = ["备份知识库怎样做", "向量模型检索", "文档问题答案" * 4]
@@ -113,32 +113,6 @@ def test_killed_and_resumed_ends_with_the_same_weights(tiny_model: Path, tmp_pat
     assert largest_difference(resumed.candidate, unbroken.candidate) == 0.0
 
 
-def test_a_half_written_checkpoint_is_forgotten(tiny_model: Path, tmp_path: Path) -> None:
-    rows, settings = make_rows(16), {"max_steps": 3, "checkpoint_steps": 2}
-    left = tmp_path / "checkpoints" / ".step-00000009-abcdef12"
-    left.mkdir(parents=True)
-    (left / "weights.safetensors").write_bytes(b"half")
-    assert train(training_config(tiny_model, tmp_path, **settings), rows).steps == 3
-    assert not left.exists()
-
-
-def test_checkpoints_of_other_settings_are_refused_by_name(tiny_model: Path, tmp_path: Path) -> None:
-    rows = make_rows(16)
-    train(training_config(tiny_model, tmp_path, max_steps=2), rows)
-    with pytest.raises(CheckpointError, match=r"learning_rate: 0\.001 -> 0\.5"):
-        train(training_config(tiny_model, tmp_path, max_steps=2, learning_rate=0.5), rows)
-    with pytest.raises(CheckpointError, match="rows"):
-        train(training_config(tiny_model, tmp_path, max_steps=2), make_rows(17))
-
-
-def test_a_finished_run_started_again_trains_nothing_and_writes_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    rows, config = make_rows(16), training_config(tiny_model, tmp_path, max_steps=2)
-    first = weights(train(config, rows).candidate)
-    again = train(config, rows)
-    assert again.rows_per_s == 0.0
-    assert all(torch.equal(first[name], value) for name, value in weights(again.candidate).items())
-
-
 # --- evaluation in between
 
 
@@ -163,29 +137,6 @@ def test_the_candidate_is_the_best_evaluation(tiny_model: Path, tmp_path: Path) 
     served = vectors(BGEEmbeddings(model=result.candidate, engine="torch"))
     np.testing.assert_allclose(served, evaluate.seen[2], atol=1e-5)
     assert np.abs(evaluate.seen[0] - evaluate.seen[2]).max() > 1e-3  # the model did change
-
-
-def test_training_stops_when_patience_is_at_its_end(tiny_model: Path, tmp_path: Path) -> None:
-    config = training_config(tiny_model, tmp_path, max_steps=8, evaluation={"every_steps": 1, "patience": 2})
-    result = train(config, make_rows(40), evaluate=Scripted([0.1, 0.5, 0.4, 0.3, 0.9]))
-    assert (result.steps, result.best_step) == (3, 1)
-
-
-def test_a_killed_run_remembers_its_best_evaluation(tiny_model: Path, tmp_path: Path) -> None:
-    rows = make_rows(40)
-    settings = {"max_steps": 4, "checkpoint_steps": 3, "evaluation": {"every_steps": 1}}
-
-    def stop(event: TrainingEvent) -> None:
-        if event.step == 3 and event.score is not None:
-            raise KeyboardInterrupt
-
-    scores = {0: 0.1, 1: 0.9, 2: 0.2, 3: 0.3, 4: 0.4}
-    config = training_config(tiny_model, tmp_path, **settings)
-    with pytest.raises(KeyboardInterrupt):  # after two steps of which the first was checkpointed by no one
-        train(config, rows, evaluate=Scripted(list(scores.values())), observe=stop)
-    result = train(config, rows, evaluate=Scripted(list(scores.values())))
-    assert result.best_step == 1
-    assert result.scores == tuple(scores.items())
 
 
 # --- what is written
@@ -291,18 +242,6 @@ def check_rows(rows: list[RetrievalRow], **settings: Any) -> None:
 
     directory = ModelDirectory(Path("m"), "bert", 64, 2, "cls", True, "", 512, False)
     check(training_config(Path("m"), Path("o"), **settings), rows, directory)
-
-
-def test_the_rate_rises_and_falls_as_transformers_linear_schedule_does() -> None:
-    from transformers import get_linear_schedule_with_warmup
-
-    plan = Plan(steps_per_epoch=5, steps=20, warmup=4)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = get_linear_schedule_with_warmup(optimizer, plan.warmup, plan.steps)
-    for step in range(plan.steps):
-        assert plan.rate(step) == pytest.approx(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
 
 
 def test_a_change_in_any_part_of_a_row_changes_the_digest() -> None:

@@ -22,15 +22,15 @@ from chains.chatglm3.chat_model import ChatGLM3
 from chains.chatglm3.convert import convert_chatglm3
 from chains.chatglm3.loading import ModelOptions, load_causal_model
 from chains.config import ChatModelConfig
-from finetune.bge.train import TrainingEvent
-from finetune.chatglm3.config import ChatGlm3TrainingConfig, load_chatglm3_training_config
+from finetune.chatglm3.config import ChatGlm3TrainingConfig
 from finetune.chatglm3.copy_task import copy_rows
 from finetune.chatglm3.data import passages_of
 from finetune.chatglm3.evaluation import answer_rows
 from finetune.chatglm3.merge import MergeError, merge_adapter
 from finetune.chatglm3.run import finetune_chatglm3
 from finetune.data.rows import write_rows
-from finetune.judging import Outcome
+from finetune.run import Outcome
+from finetune.training_loop import TrainingEvent
 from loaders.errors import ConfigError, RagProjError, UsageError
 
 pytest.importorskip("peft", reason="needs the extra [train]")
@@ -193,7 +193,7 @@ def test_leaks_stop_a_run(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["chatglm3_qlora", "chatglm3_lora", "chatglm3_full"])
 def test_shipped_configs_are_read(name: str) -> None:
     path = Path(__file__).resolve().parents[3] / "finetune" / "configs" / f"{name}.yaml"
-    config = load_chatglm3_training_config(path, ["output=elsewhere"])
+    config = ChatGlm3TrainingConfig.read(path, ["output=elsewhere"])
     assert config.output == Path("elsewhere")
     assert config.method in name
     first = path.read_text(encoding="utf-8").splitlines()[0]

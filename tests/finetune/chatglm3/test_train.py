@@ -10,12 +10,11 @@ from generation_tasks import generation_config, make_examples, train_generator
 from safetensors.torch import load_file
 from training_tasks import finished, start
 
-from finetune.bge.checkpoints import Checkpoints, State
-from finetune.bge.train import TrainingEvent
 from finetune.chatglm3.config import ChatGlm3TrainingConfig
 from finetune.chatglm3.data import Example
 from finetune.chatglm3.model import OptimizerError
-from finetune.chatglm3.train import plan_of, train
+from finetune.chatglm3.train import schedule_of, train
+from finetune.training_loop import TrainingEvent
 from loaders.errors import ConfigError, RagProjError
 
 pytest.importorskip("peft", reason="needs the extra [train]")
@@ -86,8 +85,8 @@ def test_all_weights_can_be_trained(tiny: Path, examples: list[Example], tmp_pat
 
 
 def test_steps_are_counted_from_rows_and_epochs(tiny: Path, tmp_path: Path) -> None:
-    plan = plan_of(generation_config(tiny, tmp_path, max_steps=None, epochs=2.0, batch_size=4), 10)
-    assert (plan.steps_per_epoch, plan.steps) == (3, 6)  # 4 + 4 + 2 rows, twice
+    schedule = schedule_of(generation_config(tiny, tmp_path, max_steps=None, epochs=2.0, batch_size=4), 10)
+    assert (schedule.steps_per_epoch, schedule.steps) == (3, 6)  # 4 + 4 + 2 rows, twice
 
 
 def test_targets_that_name_no_layer_are_refused(tiny: Path, examples: list[Example], tmp_path: Path) -> None:
@@ -114,22 +113,3 @@ def test_two_processes_train_what_one_trains(tiny: Path, examples: list[Example]
     one = train(generation_config(tiny, tmp_path / "one", **plain), examples, tiny)
     two = json.loads((tmp_path / "two" / "losses.json").read_text(encoding="utf-8"))
     assert two == pytest.approx(one.losses, abs=1e-5)
-
-
-def test_a_checkpoint_keeps_the_plain_numbers_of_an_optimizer(tmp_path: Path) -> None:
-    """bitsandbytes' 8-bit optimizers count steps in an int and keep moments in bytes."""
-    import torch
-
-    layer = torch.nn.Linear(2, 2, bias=False)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    optimizer.state[layer.weight] = {"step": 7, "state1": torch.tensor([[1, 2], [3, 255]], dtype=torch.uint8)}
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(State(7, {}, {}, {}, ()), layer, optimizer, best_step=None)
-    fresh = torch.optim.SGD(layer.parameters(), lr=0.1)
-    checkpoint = checkpoints.newest({})
-    assert checkpoint is not None
-    checkpoints.load(checkpoint, layer, fresh)
-    state = fresh.state[layer.weight]
-    assert state["step"] == 7
-    assert type(state["step"]) is int
-    assert state["state1"].tolist() == [[1, 2], [3, 255]]

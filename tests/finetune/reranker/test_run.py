@@ -12,10 +12,10 @@ from concept_rows import concept_rows, write_concepts, write_training_yaml
 
 from chains.bge.directory import read_model_directory
 from finetune.data.rows import RetrievalRow
-from finetune.reranker.config import RerankerTrainingConfig, load_reranker_training_config
+from finetune.reranker.config import RerankerTrainingConfig
 from finetune.reranker.model import PairScorer, load_cross_encoder
 from finetune.reranker.run import finetune_reranker
-from finetune.reranker.train import group_loss, train_reranker
+from finetune.reranker.train import group_loss, train
 from ui.cli import main
 
 BGE_ONLY = ("temperature", "query_max_tokens", "passage_max_tokens", "query_instruction")
@@ -41,7 +41,7 @@ def small_config(base: Path, output: Path, **settings: Any) -> RerankerTrainingC
 def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The candidate of a short training."""
     output = tmp_path_factory.mktemp("run")
-    train_reranker(small_config(tiny_encoder, output), concept_rows(16, seed=3), read_model_directory(tiny_encoder))
+    train(small_config(tiny_encoder, output), concept_rows(16, seed=3), read_model_directory(tiny_encoder))
     return output / "candidate"
 
 
@@ -66,7 +66,7 @@ def test_the_loss_of_every_step_is_flagembeddings(tiny_encoder: Path, tmp_path: 
         tiny_encoder, tmp_path / "run", group_size=2, max_steps=20, weight_decay=0.0, max_grad_norm=None,
         warmup_share=0.0, learning_rate=1e-4,
     )  # fmt: skip
-    ours = train_reranker(config, rows, directory).losses
+    ours = train(config, rows, directory).losses
 
     torch.manual_seed(config.seed)  # for the new head
     model = AutoModelForSequenceClassification.from_pretrained(str(tiny_encoder), num_labels=1)
@@ -135,8 +135,8 @@ def test_a_broken_off_training_ends_with_the_same_weights(trained: Path, tiny_en
     config = small_config(tiny_encoder, tmp_path, checkpoint_steps=2)
     rows, directory = concept_rows(16, seed=3), read_model_directory(tiny_encoder)
     with pytest.raises(PowerCutError):
-        train_reranker(config, rows, directory, observe=cut)
-    assert train_reranker(config, rows, directory).steps == 4
+        train(config, rows, directory, observe=cut)
+    assert train(config, rows, directory).steps == 4
     assert np.allclose(our_scores(tmp_path / "candidate"), our_scores(trained), atol=1e-6)
 
 
@@ -149,11 +149,11 @@ def test_a_run_that_learns_to_order_is_promoted(
     assert output["kind"] == "reranker"
     gain = output["metrics"]["dev"]["ndcg@10"]
     assert gain["low"] > 0
-    assert finetune_reranker(load_reranker_training_config(config)).already
+    assert finetune_reranker(RerankerTrainingConfig.read(config)).already
 
 
 def test_a_run_that_learns_nothing_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_encoder, group_size=3, max_steps=1, learning_rate=1e-12)
-    outcome = finetune_reranker(load_reranker_training_config(config))
+    outcome = finetune_reranker(RerankerTrainingConfig.read(config))
     assert not outcome.promoted
     assert outcome.model.name == "candidate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from finetune.bge.distributed import Processes, joined
+from finetune.distributed import Processes, joined
 
 
 def test_parts_of_a_batch_are_contiguous_and_whole() -> None:

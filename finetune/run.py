@@ -14,24 +14,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, TypeVar
 
 from chains.bge.directory import digest
 from finetune.blend import best, sweep
 from finetune.data.rows import GenerationRow, RetrievalRow
-from finetune.doctor import DoctorConfig, Finding, Monitor, settle
-from finetune.evaluation import EvaluationConfig
-from finetune.gate import DEV, GateConfig, Verdict, decide, forgets
+from finetune.distributed import Processes
+from finetune.doctor import Finding, Monitor, settle
+from finetune.gate import DEV, Verdict, decide, forgets
 from finetune.measurement import Measured
 from finetune.report import Blend, DataFile, FusedReport, RunReport, SetReport, file_of, read_manifest, write_report
 from finetune.stages import Stages
+from finetune.training_config import TrainingConfig
+from finetune.training_loop import CANDIDATE, CHECKPOINTS, Observe, TrainingEvent, TrainingResult
 from loaders.errors import ConfigError, UsageError
 
-MODEL, CANDIDATE, MIXTURE, CHECKPOINTS = "model", "candidate", "mixture", "checkpoints"
+MODEL, MIXTURE = "model", "mixture"  # in the output directory, beside what the training loop writes
+
+_Section = TypeVar("_Section")
 
 Teller = Callable[[str], None]
-Watch = Callable[..., None]
-"""takes step, loss, gradient_norm, overflowed: what `Monitor.observe` does"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to."""
+    """What a training came to, as it is kept until the run is over."""
 
     steps: int
     planned_steps: int
@@ -64,17 +66,19 @@ class Trained:
     scores: tuple[tuple[int, float], ...]
     findings: tuple[Mapping[str, Any], ...] = ()
 
-
-class Evaluation(Protocol):
-    """What a run must know of its evaluation."""
-
-    @property
-    def metric(self) -> str:
-        """What the gate goes by."""
-
-    @property
-    def fused(self) -> bool:
-        """Whether dev is measured together with lexical search, too."""
+    @classmethod
+    def of(cls, result: TrainingResult, findings: Sequence[Finding]) -> Trained:
+        """A result, and what the doctor found before and during the training."""
+        return cls(
+            steps=result.steps,
+            planned_steps=result.planned_steps,
+            best_step=result.best_step,
+            seconds=result.seconds,
+            rows_per_s=result.rows_per_s,
+            losses=result.losses,
+            scores=result.scores,
+            findings=tuple(finding.as_dict() for finding in findings),
+        )
 
 
 class Task(ABC):
@@ -82,25 +86,27 @@ class Task(ABC):
 
     kind: str
     """as `ragproj.json` has it"""
-    method: str
-    model: str
-    """directory or model id that training starts from"""
+    config: TrainingConfig
+    method = "full"
     base: Path
-    """its directory"""
-    output: Path
-    files: Sequence[Path]
-    """of the rows"""
+    """the directory that training starts from"""
     rows: Sequence[RetrievalRow] | Sequence[GenerationRow]
-    seed: int
-    settings: Mapping[str, Any]
     sampled: Mapping[str, bool]
     """by set, dev first: whether it is a sample"""
-    evaluation: Evaluation
-    gate: GateConfig
-    doctor: DoctorConfig
-    tell: Teller
+    fused = False
+    """whether dev is measured together with lexical search, too"""
     set_report: ClassVar[type[SetReport]] = SetReport
     """how a set is compared before and after"""
+
+    def __init__(self, *, observe: Observe | None, tell: Teller | None) -> None:
+        """Args are told of every step and evaluation, and in a line of what begins and of every finding."""
+        self.observe = observe or (lambda _: None)
+        self.tell = tell or (lambda _: None)
+
+    @property
+    def output(self) -> Path:
+        """The directory of the run."""
+        return self.config.output
 
     @abstractmethod
     def training(self) -> dict[str, Any]:
@@ -119,8 +125,8 @@ class Task(ABC):
         """Scores of the base (None) or of a directory that came of it, on all sets."""
 
     @abstractmethod
-    def train(self, watch: Watch) -> Trained:
-        """Train `output/candidate`, going on from checkpoints in `output/checkpoints`."""
+    def train(self, observe: Observe, monitor: Monitor | None) -> TrainingResult:
+        """Train `output/candidate`, going on from checkpoints in `output/checkpoints`; as `TrainingLoop` takes them."""
 
     @abstractmethod
     def mix(self, share: float, target: Path) -> None:
@@ -128,23 +134,45 @@ class Task(ABC):
 
     def whole(self) -> dict[str, Any]:
         """What decides everything."""
-        gate, metric = self.gate.model_dump(mode="json"), self.evaluation.metric
+        gate, metric = self.config.gate.model_dump(mode="json"), self.config.evaluation.metric
         return {"training": self.training(), "measuring": self.measuring(), "gate": gate, "metric": metric}
 
 
-def require_dev(evaluation: EvaluationConfig) -> None:
-    """Nothing, where there is a dev set and no other one has its name.
+def set_sections(dev: _Section | None, extra: Mapping[str, _Section], *, example: str) -> dict[str, _Section]:
+    """Evaluation sets by their names, dev first.
+
+    Args:
+        dev: the set that must gain; nothing where the config has none.
+        extra: the others.
+        example: how dev is set, for the message.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: there is no dev set, or another one has its name.
     """
-    if evaluation.dev is None:
+    if not dev:
         raise ConfigError(
-            "缺少 evaluation.dev：没有评测集就无法判断训练是否有效；可写 evaluation.dev.rows=[dev.jsonl]",
-            "evaluation.dev is missing: without it nobody knows whether training helps; set evaluation.dev.rows",
+            f"缺少 evaluation.dev：没有评测集就无法判断训练是否有效；可写 {example}",
+            f"evaluation.dev is missing: without it nobody knows whether training helps; set {example}",
         )
-    if DEV in evaluation.extra:
+    if DEV in extra:
         raise ConfigError("evaluation.extra 中的评测集不能叫 dev", "no set of evaluation.extra can be called dev")
+    return {DEV: dev, **dict(sorted(extra.items()))}
+
+
+def run_together(task: Task, processes: Processes) -> Outcome | None:
+    """Train, judge and promote; None in all processes but the first.
+
+    Raises:
+        DoctorError: something is wrong with the run; it says what to do.
+        UsageError: the output holds a promoted model of another run.
+    """
+    outcome = finished(task)
+    processes.wait()  # nothing is written before every process has looked
+    if processes.first:
+        return run(task) if outcome is None else conclude(task, outcome)
+    if outcome is None:
+        task.train(task.observe, None)
+    return None
 
 
 def finished(task: Task) -> Outcome | None:
@@ -172,7 +200,7 @@ def run(task: Task) -> Outcome:
     Raises:
         DoctorError: something is wrong with the run; it says what to do.
     """
-    findings = settle(task.examine(), task.doctor)
+    findings = settle(task.examine(), task.config.doctor)
     for finding in findings:
         task.tell(str(finding))
     stages = Stages(task.output)
@@ -180,8 +208,8 @@ def run(task: Task) -> Outcome:
     before = _measured(task, stages, "before", None)
     trained = _trained(task, stages, findings)
     model, after, blend = _after(task, stages, before)
-    metric = task.evaluation.metric
-    verdict = decide(before.values(metric), after.values(metric), task.gate, metric=metric)
+    metric = task.config.evaluation.metric
+    verdict = decide(before.values(metric), after.values(metric), task.config.gate, metric=metric)
     write_report(model, _report(task, model, verdict, (before, after), trained, blend), run=task.whole())
     manifest = read_manifest(model)
     assert manifest is not None, "it was just written"
@@ -218,7 +246,7 @@ def _measured(task: Task, stages: Stages, name: str, tuned: Path | None) -> Meas
     if saved is not None:
         return Measured.from_dict(saved)
     task.tell(f"评测 / measuring: {name}")
-    found = task.measure(tuned, fused=task.evaluation.fused)
+    found = task.measure(tuned, fused=task.fused)
     stages.save(name, identity, found.as_dict())
     return found
 
@@ -231,23 +259,28 @@ def _trained(task: Task, stages: Stages, findings: Sequence[Finding]) -> Trained
     task.tell("训练 / training")
     monitor = Monitor()
 
-    def watch(**step: Any) -> None:
-        for finding in settle(monitor.observe(**step), task.doctor):
+    def observe(event: TrainingEvent) -> None:
+        task.observe(event)
+        if event.loss is None:
+            return
+        found = monitor.observe(
+            step=event.step, loss=event.loss, gradient_norm=event.gradient_norm, overflowed=event.skipped
+        )
+        for finding in settle(found, task.config.doctor):
             task.tell(str(finding))
 
-    trained = task.train(watch)
-    found = [*findings, *settle(monitor.findings, task.doctor)]
-    trained = replace(trained, findings=tuple(finding.as_dict() for finding in found))
+    result = task.train(observe, monitor)
+    trained = Trained.of(result, [*findings, *settle(monitor.findings, task.config.doctor)])
     stages.save("training", task.training(), vars(trained))
     return trained
 
 
 def _after(task: Task, stages: Stages, before: Measured) -> tuple[Path, Measured, Blend | None]:
     """(directory, its scores, mixtures tried): the candidate, or the best mixture where it forgets too much."""
-    metric = task.evaluation.metric
+    metric = task.config.evaluation.metric
     candidate, mixture = task.output / CANDIDATE, task.output / MIXTURE
     after = _measured(task, stages, "after", candidate)
-    if not task.gate.blend or not forgets(before.values(metric), after.values(metric), task.gate):
+    if not task.config.gate.blend or not forgets(before.values(metric), after.values(metric), task.config.gate):
         return candidate, after, None
 
     def values(share: float) -> Mapping[str, Sequence[float]]:
@@ -255,7 +288,7 @@ def _after(task: Task, stages: Stages, before: Measured) -> tuple[Path, Measured
         task.mix(share, mixture)
         return task.measure(mixture, fused=False).values(metric)
 
-    tried = sweep(values, before.values(metric), task.gate, metric=metric)
+    tried = sweep(values, before.values(metric), task.config.gate, metric=metric)
     shutil.rmtree(mixture, ignore_errors=True)
     chosen = best(tried)
     figures = tuple((found.share, round(found.dev, 4), found.verdict.promoted) for found in tried)
@@ -280,17 +313,17 @@ def _report(
     return RunReport(
         kind=task.kind,
         method=task.method,
-        base=task.model,
+        base=task.config.model,
         base_digest=digest(task.base),
         digest=digest(model),
         verdict=verdict,
-        metric=task.evaluation.metric,
+        metric=task.config.evaluation.metric,
         sets={
             name: task.set_report(before.sets[name], after.sets[name], drawn) for name, drawn in task.sampled.items()
         },
-        data=data_files(task.files, task.rows),
-        settings=task.settings,
-        seed=task.seed,
+        data=data_files(task.config.train, task.rows),
+        settings=task.config.model_dump(mode="json"),
+        seed=task.config.seed,
         steps=trained.steps,
         planned_steps=trained.planned_steps,
         best_step=trained.best_step,

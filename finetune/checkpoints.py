@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.directories import replaced
 from loaders.errors import RagProjError
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class State:
     """of the gradient scaler; empty without one"""
     losses: tuple[float, ...]
     """of every step so far"""
+    monitor: Mapping[str, Any] = field(default_factory=dict)
+    """of `Monitor.state`; empty without one"""
 
 
 class Checkpoints:
@@ -52,19 +54,19 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, state: State, encoder: nn.Module, optimizer: Optimizer, *, best_step: int | None) -> None:
+    def save(self, state: State, model: nn.Module, optimizer: Optimizer, *, best_step: int | None) -> None:
         """Write a checkpoint, then remove the older ones and the weights of all but the best step."""
         import torch
 
         target = self.folder / f"{_STEP}{state.step:08}"
-        names: dict[Tensor, str] = {parameter: name for name, parameter in _trained(encoder)}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in _trained(model)}
         tensors = {
             f"{names[parameter]}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
             for parameter, values in optimizer.state.items()
             for key, value in values.items()
         }
-        with _directory(target) as temporary:
-            _save(_weights(encoder), temporary / _WEIGHTS)
+        with replaced(target) as temporary:
+            _save(_weights(model), temporary / _WEIGHTS)
             _save(tensors, temporary / _OPTIMIZER)
             content = json.dumps(vars(state), ensure_ascii=False, default=list)
             (temporary / _STATE).write_text(content, encoding="utf-8")
@@ -93,12 +95,12 @@ class Checkpoints:
             )
         return found[-1]
 
-    def load(self, checkpoint: Path, encoder: nn.Module, optimizer: Optimizer) -> State:
+    def load(self, checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> State:
         """Put weights and optimizer state of a checkpoint in place; the rest comes back."""
         from safetensors.torch import load_file
 
-        load_weights(encoder, checkpoint / _WEIGHTS)
-        parameters = dict(_trained(encoder))
+        load_weights(model, checkpoint / _WEIGHTS)
+        parameters = dict(_trained(model))
         for key, value in load_file(checkpoint / _OPTIMIZER).items():
             name, _, part = key.rpartition("/")
             parameter = parameters[name]
@@ -108,14 +110,14 @@ class Checkpoints:
             optimizer.state[parameter][part] = value.item() if plain else value.to(device)
         return _read_state(checkpoint)
 
-    def save_best(self, step: int, encoder: nn.Module) -> None:
+    def save_best(self, step: int, model: nn.Module) -> None:
         """Keep the weights of this step beside the checkpoints, until a checkpoint names another as the best."""
-        with _directory(self.folder / f"{_BEST}{step:08}") as temporary:
-            _save(_weights(encoder), temporary / _WEIGHTS)
+        with replaced(self.folder / f"{_BEST}{step:08}") as temporary:
+            _save(_weights(model), temporary / _WEIGHTS)
 
-    def load_best(self, step: int, encoder: nn.Module) -> None:
+    def load_best(self, step: int, model: nn.Module) -> None:
         """Put the weights of the best evaluation in place."""
-        load_weights(encoder, self.folder / f"{_BEST}{step:08}" / _WEIGHTS)
+        load_weights(model, self.folder / f"{_BEST}{step:08}" / _WEIGHTS)
 
     def clear(self) -> None:
         """Remove everything: the run is over."""
@@ -130,8 +132,8 @@ class Checkpoints:
         return sorted(path for path in self.folder.iterdir() if path.name.startswith((_STEP, _BEST)))
 
 
-def load_weights(encoder: nn.Module, path: Path) -> None:
-    """Put saved values into the trained parameters of an encoder.
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put saved values into the trained parameters of a model.
 
     Raises:
         CheckpointError: the file names other parameters.
@@ -139,7 +141,7 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
-    saved, parameters = load_file(path), dict(_trained(encoder))
+    saved, parameters = load_file(path), dict(_trained(model))
     if saved.keys() != parameters.keys():
         odd = sorted(saved.keys() ^ parameters.keys())
         raise CheckpointError(
@@ -151,12 +153,12 @@ def load_weights(encoder: nn.Module, path: Path) -> None:
             parameters[name].copy_(value)
 
 
-def _trained(encoder: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _weights(encoder: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in _trained(encoder)}
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in _trained(model)}
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
@@ -174,23 +176,3 @@ def _read_state(checkpoint: Path) -> State:
             f"检查点 {checkpoint} 无法读取（{error}）；请删除它，训练将从更早处重新开始",
             f"checkpoint {checkpoint} cannot be read ({error}); delete it, training then starts from before it",
         ) from None
-
-
-class _directory:  # noqa: N801 used like a function
-    """A directory to write into, that takes its name when all is in it."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.temporary = target.with_name(f".{target.name}-{uuid.uuid4().hex[:8]}")
-
-    def __enter__(self) -> Path:
-        self.temporary.mkdir(parents=True)
-        return self.temporary
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.temporary)
-            return
-        if self.target.exists():  # the same step again, after a resume from before it
-            shutil.rmtree(self.target)
-        self.temporary.rename(self.target)

@@ -8,41 +8,41 @@ from typing import Any
 
 import pytest
 
+from finetune.bge.config import BgeTrainingConfig
 from finetune.data.rows import RetrievalRow
-from finetune.doctor import DoctorConfig, DoctorError, Finding
-from finetune.evaluation import METRICS, EvaluationConfig, Scores
+from finetune.distributed import Processes
+from finetune.doctor import DoctorError, Finding, Monitor
+from finetune.evaluation import METRICS, Scores
 from finetune.gate import GateConfig
-from finetune.judging import CANDIDATE, MIXTURE, MODEL, Task, Trained, Watch, conclude, finished, require_dev, run
 from finetune.measurement import Measured
+from finetune.run import MIXTURE, MODEL, Task, conclude, finished, run, run_together, set_sections
+from finetune.training_loop import CANDIDATE, Observe, TrainingEvent, TrainingResult
 from loaders.errors import ConfigError, UsageError
 
 
 class GivenTask(Task):
     """Of a hundred questions, how many are right on each set is given for the share of the tuned weights."""
 
-    kind, method, model, seed = "bge", "full", "base", 0
+    kind = "bge"
 
     def __init__(self, folder: Path, right: dict[str, dict[float, int]], **settings: Any) -> None:
+        self.told: list[str] = []
+        super().__init__(observe=None, tell=self.told.append)
         self.right = right
-        self.base, self.output = folder / "base", folder / "run"
+        self.base = folder / "base"
         self.base.mkdir(exist_ok=True)
         (self.base / "model.safetensors").write_bytes(b"0.0")
         file = folder / "train.jsonl"
         file.write_text('{"query": "q", "pos": ["p"], "neg": []}\n', encoding="utf-8")
-        self.files, self.rows = [file], [RetrievalRow("q", ("p",), file=str(file), line=1)]
-        self.settings = {"learning_rate": settings.pop("learning_rate", 1.0)}
+        self.rows = [RetrievalRow("q", ("p",), file=str(file), line=1)]
         self.sampled = dict.fromkeys(right, False)
-        self.evaluation = EvaluationConfig(fused=False)
-        self.gate = settings.pop("gate", GateConfig())
-        self.doctor = DoctorConfig()
         self.findings: list[Finding] = settings.pop("findings", [])
         self.losses: list[float] = settings.pop("losses", [2.0, 1.0])
-        self.told: list[str] = []
         self.done: list[str] = []
-        self.tell = self.told.append
+        self.config = BgeTrainingConfig(model="base", output=folder / "run", train=[file], **settings)
 
     def training(self) -> dict[str, Any]:
-        return dict(self.settings)
+        return {"learning_rate": self.config.learning_rate}
 
     def measuring(self) -> dict[str, Any]:
         return {"sets": sorted(self.right)}
@@ -59,13 +59,14 @@ class GivenTask(Task):
             sets[name] = Scores(dict.fromkeys(METRICS, values), passages=100)
         return Measured(sets)
 
-    def train(self, watch: Watch) -> Trained:
+    def train(self, observe: Observe, monitor: Monitor | None) -> TrainingResult:
         self.done.append("train")
         for step, loss in enumerate(self.losses, 1):
-            watch(step=step, loss=loss, gradient_norm=1.0, overflowed=False)
-        self.mix(1.0, self.output / CANDIDATE)
-        (self.output / "checkpoints").mkdir()
-        return Trained(2, 2, 2, 1.5, 10.0, tuple(self.losses), ((0, 0.1), (2, 0.2)))
+            observe(TrainingEvent(step, len(self.losses), loss=loss, gradient_norm=1.0))
+        candidate = self.output / CANDIDATE
+        self.mix(1.0, candidate)
+        (self.output / "checkpoints").mkdir(exist_ok=True)
+        return TrainingResult(candidate, 2, 2, tuple(self.losses), ((0, 0.1), (2, 0.2)), 2, 1.5, 10.0)
 
     def mix(self, share: float, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,7 @@ def test_a_run_broken_off_goes_on_at_the_stage_it_had_come_to(
         raise PowerCutError
 
     with monkeypatch.context() as patched:
-        patched.setattr("finetune.judging._after" if stage == "train" else "finetune.judging.write_report", cut)
+        patched.setattr("finetune.run._after" if stage == "train" else "finetune.run.write_report", cut)
         with pytest.raises(PowerCutError):
             run(GivenTask(tmp_path, GAINS))
     task = GivenTask(tmp_path, GAINS)
@@ -159,7 +160,7 @@ def test_a_model_that_was_judged_but_not_yet_moved_is_promoted_when_the_run_is_r
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("finetune.judging.conclude", lambda _, outcome: outcome)
+        patched.setattr("finetune.run.conclude", lambda _, outcome: outcome)
         assert run(GivenTask(tmp_path, GAINS)).model.name == CANDIDATE
     task = GivenTask(tmp_path, GAINS)
     outcome = finished(task)
@@ -216,8 +217,28 @@ def test_findings_are_told_and_kept_in_the_report(tmp_path: Path) -> None:
 
 
 def test_a_dev_set_is_required_and_its_name_is_its_own() -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.dev"):
-        require_dev(EvaluationConfig())
-    section = {"rows": ["dev.jsonl"]}
+    with pytest.raises(ConfigError, match=r"evaluation\.dev.*dev=\[x\]"):
+        set_sections(None, {}, example="evaluation.dev=[x]")
     with pytest.raises(ConfigError, match="dev"):
-        require_dev(EvaluationConfig.from_dict({"dev": section, "extra": {"dev": section}}, where="test"))
+        set_sections(["a"], {"dev": ["b"]}, example="")
+    assert list(set_sections(["a"], {"news": ["b"], "law": ["c"]}, example="")) == ["dev", "law", "news"]
+
+
+def test_the_other_processes_train_along_and_write_nothing(tmp_path: Path) -> None:
+    task = GivenTask(tmp_path, GAINS)
+    assert run_together(task, _Second(rank=1, count=2)) is None
+    assert task.done == ["train"]
+    assert not (task.output / "before.json").exists()
+    first = run_together(GivenTask(tmp_path, GAINS), Processes())
+    assert first is not None
+    assert first.promoted
+    again = GivenTask(tmp_path, GAINS)
+    assert run_together(again, _Second(rank=1, count=2)) is None
+    assert again.done == []
+
+
+class _Second(Processes):
+    """The second of two processes, of which the first is never waited for."""
+
+    def wait(self) -> None:
+        pass
