@@ -41,13 +41,13 @@ def concept_rows(count: int, *, seed: int, shuffled: bool = False, dialect: int 
     return rows
 
 
-def write_concepts(folder: Path, *, shuffled: bool = False) -> dict[str, Path]:
+def write_concepts(folder: Path, *, shuffled: bool = False, dialect: int = 0) -> dict[str, Path]:
     """Training and dev rows as files, none of dev's texts among the training ones."""
-    dev = concept_rows(150, seed=1)
+    dev = concept_rows(150, seed=1, dialect=dialect)
     texts = {row.query for row in dev} | {text for row in dev for text in row.pos}
     train = [
         row
-        for row in concept_rows(500, seed=2, shuffled=shuffled)
+        for row in concept_rows(500, seed=2, shuffled=shuffled, dialect=dialect)
         if row.query not in texts and row.pos[0] not in texts
     ]
     files = {"train": folder / "train.jsonl", "dev": folder / "dev.jsonl"}

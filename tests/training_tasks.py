@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -17,7 +18,7 @@ from finetune.bge.config import BgeTrainingConfig
 from finetune.data.rows import RetrievalRow
 
 TOPICS = ("备份知识库", "向量模型检索", "文档问题答案", "第一条为了", "怎样做检索", "知识问题", "模型备份", "答案文档")
-PRELOADED = ["FlagEmbedding.finetune.embedder.encoder_only.base", "transformers", "finetune.bge.train"]
+PRELOADED = ["FlagEmbedding.finetune.embedder.encoder_only.base", "transformers", "peft", "finetune.bge.train"]
 
 
 def make_rows(count: int, *, negatives: int = 3, seed: int = 0) -> list[RetrievalRow]:
@@ -97,6 +98,13 @@ def train_and_record(model: Path, output: Path, rows: list[RetrievalRow], settin
     result = train(training_config(model, output, **settings), rows)
     if os.environ.get("RANK", "0") == "0":
         (output / "losses.json").write_text(json.dumps(result.losses), encoding="utf-8")
+
+
+def run_command(words: list[str]) -> None:
+    """A `ragproj` command; its exit code is the process's."""
+    from ui.cli import main
+
+    sys.exit(main(words))
 
 
 def train_and_die(model: Path, output: Path, rows: list[RetrievalRow], settings: dict[str, Any], step: int) -> None:

@@ -18,6 +18,7 @@ from concept_rows import concept_rows, write_concepts, write_training_yaml
 from chains.bge.embeddings import BGEEmbeddings
 from finetune.bge.config import BgeTrainingConfig
 from finetune.bge.run import finetune_bge
+from finetune.data.rows import read_retrieval_rows, write_rows
 from finetune.doctor import DoctorError
 from finetune.evaluation import evaluate_embeddings, from_rows
 from finetune.run import Outcome
@@ -33,9 +34,10 @@ Make = Callable[..., Path]
 def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Make:
     """Writes the config of a run, in a folder of its own."""
 
-    def make(*, shuffled: bool = False, **settings: Any) -> Path:
+    def make(*, shuffled: bool = False, dialect: int = 0, **settings: Any) -> Path:
         folder = tmp_path_factory.mktemp("run")
-        return write_training_yaml(folder, tiny_model, write_concepts(folder, shuffled=shuffled), **settings)
+        files = write_concepts(folder, shuffled=shuffled, dialect=dialect)
+        return write_training_yaml(folder, tiny_model, files, **settings)
 
     return make
 
@@ -140,6 +142,27 @@ def test_dev_is_measured_together_with_lexical_search_where_it_is_asked_for(work
     assert fused["against_lexical"]["ndcg@10"]["difference"] == pytest.approx(
         fused["after"]["ndcg@10"] - fused["lexical"]["ndcg@10"], abs=2e-4
     )
+
+
+def test_where_training_forgets_a_mixture_that_does_not_is_promoted(workshop: Make) -> None:
+    config = workshop(model=str(run(workshop(dialect=1)).model), learning_rate=1e-3)
+    old = config.parent / "old.jsonl"  # what the base has learnt
+    write_rows(old, concept_rows(150, seed=1, dialect=1))
+    outcome = finetune_bge(BgeTrainingConfig.read(config, [f"evaluation.extra.old.rows=[{old}]"]))
+    assert outcome is not None
+    assert outcome.promoted
+    tried = {share: passed for share, _, passed in outcome.manifest["blend"]["tried"]}
+    taken = outcome.manifest["blend"]["share"]
+    assert not tried[0.8]  # still too much forgotten
+    assert tried[taken]
+    metrics = outcome.manifest["metrics"]
+    assert metrics["dev"]["ndcg@10"]["low"] > 0
+    assert metrics["old"]["ndcg@10"]["difference"] >= -0.01
+    # the figures are those of the mixture that is served
+    served = evaluate_embeddings(
+        BGEEmbeddings(outcome.model, engine="torch"), from_rows("old", read_retrieval_rows([old]))
+    )
+    assert served.mean("ndcg@10") == pytest.approx(metrics["old"]["ndcg@10"]["after"], abs=1e-4)
 
 
 # --- refused

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from concept_rows import write_concepts, write_training_yaml
 from langchain_core.embeddings import Embeddings
 from safetensors.torch import load_file
 from training_tasks import (
     finished,
     make_rows,
     reference_losses,
+    run_command,
     start,
     train_and_die,
     train_and_record,
@@ -24,6 +26,8 @@ from training_tasks import (
 
 from chains.bge.directory import read_model_directory
 from chains.bge.embeddings import BGEEmbeddings
+from finetune.bge.config import BgeTrainingConfig
+from finetune.bge.run import finetune_bge
 from finetune.bge.train import rows_digest, train
 from finetune.data.rows import RetrievalRow
 from finetune.training_loop import TrainingError
@@ -94,6 +98,25 @@ def test_two_processes_without_shared_negatives_average_their_losses(tiny_model:
     assert finished(start(train_and_record, tiny_model, tmp_path / "two", rows, settings, processes=2)) == [0, 0]
     alone = train(training_config(tiny_model, tmp_path / "alone", **settings), rows)
     assert largest_vector_difference(alone.candidate, tmp_path / "two" / "candidate") < 1e-5
+
+
+def test_the_command_in_two_processes_trains_one_model_that_the_first_judges(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "evaluation": {"dev": {"rows": [str(tmp_path / "dev.jsonl")]}, "fused": False}}
+    files = write_concepts(tmp_path)
+    two = write_training_yaml(tmp_path, tiny_model, files, **settings)
+    assert finished(start(run_command, ["finetune", "bge", "--config", str(two)], processes=2)) in ([0, 0], [1, 0])
+    (manifest,) = (tmp_path / "run").glob("*/ragproj.json")
+    found = json.loads(manifest.read_text(encoding="utf-8"))
+    alone = finetune_bge(BgeTrainingConfig.read(two, [f"output={tmp_path / 'alone'}"]))
+    assert alone is not None
+    # sums in another order: the same but for rounding
+    for (step, loss), (expected_step, expected) in zip(
+        found["training"]["losses"], alone.manifest["training"]["losses"], strict=True
+    ):
+        assert step == expected_step
+        assert loss == pytest.approx(expected, abs=1e-3)
+    for name, value in alone.manifest["metrics"]["dev"]["ndcg@10"].items():
+        assert found["metrics"]["dev"]["ndcg@10"][name] == pytest.approx(value, abs=0.02), name
 
 
 # --- resume
