@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,9 +23,10 @@ _SHOWN = 20  # bad rows named in a message
 class Example:
     """What one row, or the rewriting of its question, is trained as."""
 
-    ids: tuple[int, ...]
-    labels: tuple[int, ...]
-    """as long as `ids`, IGNORED where nothing is learned; not shifted"""
+    ids: array[int]
+    """four bytes a token: all the rows of a training are held at once"""
+    start: int
+    """place of the first token that is learned, as are all behind it"""
     row: GenerationRow
     """with the references that are left"""
     dropped: int = 0
@@ -33,9 +35,14 @@ class Example:
     """of these, such as the answer cited"""
 
     @property
+    def labels(self) -> array[int]:
+        """As long as `ids`, IGNORED where nothing is learned; not shifted."""
+        return array("i", [IGNORED]) * self.start + self.ids[self.start :]
+
+    @property
     def learned(self) -> int:
         """Tokens that are learned."""
-        return sum(label != IGNORED for label in self.labels)
+        return len(self.ids) - self.start
 
 
 def read_examples(
@@ -65,8 +72,8 @@ def _examples(
     yield answer_example(row, tokenizer, max_tokens=max_tokens, language=language) or _too_long(row, max_tokens)
     if row.history and row.standalone is not None:
         messages = condense_messages(row.question, history_messages(row), language)
-        ids, labels = _ids(messages, row.standalone, tokenizer)
-        yield Example(ids, labels, row) if len(ids) <= max_tokens else _too_long(row, max_tokens)
+        ids, start = _ids(messages, row.standalone, tokenizer)
+        yield Example(ids, start, row) if len(ids) <= max_tokens else _too_long(row, max_tokens)
 
 
 def answer_example(
@@ -80,9 +87,9 @@ def answer_example(
     question = row.standalone or row.question
     dropped = dropped_cited = 0
     while True:
-        ids, labels = _ids(_asked(question, row.references, language), row.answer, tokenizer)
+        ids, start = _ids(_asked(question, row.references, language), row.answer, tokenizer)
         if len(ids) <= max_tokens:
-            return Example(ids, labels, row, dropped, dropped_cited)
+            return Example(ids, start, row, dropped, dropped_cited)
         if not row.references:
             return None
         cited = cited_numbers(row.answer)
@@ -130,12 +137,11 @@ def _asked(question: str, references: Sequence[str], language: Language) -> list
     return answer_messages(question, passages_of(references), language)
 
 
-def _ids(
-    messages: Sequence[BaseMessage], answer: str, tokenizer: ChatGLM3Tokenizer
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _ids(messages: Sequence[BaseMessage], answer: str, tokenizer: ChatGLM3Tokenizer) -> tuple[array[int], int]:
+    """(ids, place of the first that is learned): the last turn is, to its end."""
     turns = [*turns_of(messages), Turn("assistant", answer)]
     ids, labels = training_ids(tokenizer, turns, answers="last")
-    return tuple(ids), tuple(labels)
+    return array("i", ids), sum(label == IGNORED for label in labels)
 
 
 def _too_long(row: GenerationRow, max_tokens: int) -> Problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,7 @@ def config(**settings: Any) -> ChatGlm3TrainingConfig:
 
 
 def example(tokens: int = 10, learned: int = 3, **settings: Any) -> Example:
-    labels = (-100,) * (tokens - learned) + (1,) * learned
-    return Example((1,) * tokens, labels, settings.pop("row", ROW), **settings)
+    return Example(array("i", [1]) * tokens, tokens - learned, settings.pop("row", ROW), **settings)
 
 
 def test_weights_of_6b_in_4_bits(six_b: ModelSizes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from chains.answerers import answer_messages, condense_messages
 from chains.chatglm3.formats import ChatGLM3Format
-from chains.chatglm3.prompt import IGNORED, ChatGLM3Tokenizer
+from chains.chatglm3.prompt import IGNORED, ChatGLM3Tokenizer, Turn, training_ids, turns_of
 from finetune.chatglm3.copy_task import copy_rows
 from finetune.chatglm3.data import (
     answer_example,
@@ -51,6 +52,17 @@ def test_the_answer_is_learned_and_the_token_that_ends_it(tokenizer: ChatGLM3Tok
     assert learned[-1] == 2  # </s>
     assert tokenizer.tokenizer.decode(learned[:-1]).split() == ["星河的代号是南山。[2]"]
     assert example.learned == len(learned)
+
+
+def test_an_example_takes_four_bytes_a_token_and_its_labels_are_those_of_the_original_training(
+    tokenizer: ChatGLM3Tokenizer,
+) -> None:
+    example = answer_example(ROW, tokenizer, max_tokens=500, language="zh")
+    assert example is not None
+    turns = [*turns_of(answer_messages(ROW.question, passages_of(ROW.references), "zh")), Turn("assistant", ROW.answer)]
+    assert (list(example.ids), list(example.labels)) == training_ids(tokenizer, turns, answers="last")
+    held = sum(sys.getsizeof(value) for value in (example.ids, example.start))
+    assert held < 4 * len(example.ids) + 120  # the heads of two objects
 
 
 def test_a_row_that_does_not_fit_loses_the_lowest_reference_that_is_not_cited(tokenizer: ChatGLM3Tokenizer) -> None:
