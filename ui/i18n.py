@@ -61,6 +61,10 @@ STRINGS: dict[str, Text] = {
         "程序内部出错，详情已写入服务器日志。", "Something went wrong inside; the server log has the details."
     ),
     "citations": Text("出处", "Sources"),
+    "struck_out": Text(
+        "划掉的 {numbers}：资料中没有支持那句话的内容。",
+        "Struck out, {numbers}: the source does not bear out what is said there.",
+    ),
     "references_used": Text(
         "模型放不下全部 {found} 段资料，只用了前 {used} 段。",
         "The model has no room for all {found} passages: only the first {used} were used.",

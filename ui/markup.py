@@ -68,9 +68,7 @@ def turn(one: Turn, number: int, language: Language) -> str:
             f"<p>{escape(one.problem.say(language))}</p></div>"
         )
     parts.append(_citations(one, number, language))
-    if one.used is not None:
-        note = tr("references_used", language, found=one.passages, used=one.used)
-        parts.append(f'<p class="used">{note}</p>')
+    parts += [f'<p class="remark">{remark}</p>' for remark in _remarks(one, unsupported, language)]
     parts.append(_tools(one, language))
     return f'<article class="turn">{_question(one)}{"".join(parts)}</article>'
 
@@ -171,6 +169,17 @@ def _place(place: Mapping[str, Any], language: Language) -> str:
         if place.get(key) is not None:
             return f'<span class="page">{escape(tr(key, language, **{key: place[key]}))}</span>'
     return ""
+
+
+def _remarks(one: Turn, unsupported: Collection[int], language: Language) -> list[str]:
+    """What to know about an answer besides: marks that nothing bears out, passages that were left out."""
+    remarks = []
+    if unsupported:
+        numbers = " ".join(f"[{number}]" for number in sorted(unsupported))
+        remarks.append(tr("struck_out", language, numbers=numbers))
+    if one.used is not None:
+        remarks.append(tr("references_used", language, found=one.passages, used=one.used))
+    return remarks
 
 
 def _tools(one: Turn, language: Language) -> str:

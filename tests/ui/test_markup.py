@@ -111,6 +111,7 @@ def test_a_mark_that_its_source_does_not_bear_out_opens_nothing_and_says_so() ->
     assert html.count('data-n="1"') == 2  # the mark and the source below the answer
     assert 'data-n="2"' not in html
     assert re.search(r'<span class="cite unsupported" title="资料中没有[^"]*">\[2\]</span>', html)
+    assert "划掉的 [2]：资料中没有支持那句话的内容。" in html  # where there is no mouse to point with
 
 
 @pytest.mark.parametrize("marks", ["[1][2]", "【1】【2】", "[1, 2]", "［1、2］", " [1] [2]"])
