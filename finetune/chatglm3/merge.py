@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chains.bge.directory import resolve_adapter
 from chains.chatglm3.checkpoints import read_json, write_json
 from chains.chatglm3.convert import MANIFEST, ORIGINAL_FOLDER, convert_chatglm3
 from chains.chatglm3.directories import native_adapter, native_directory
@@ -85,8 +86,14 @@ def merge_adapter(
     for path in (target, layout):
         if path is not None and path.exists():
             raise UsageError(f"{path} 已经存在；请换一个目录", f"{path} exists already; name another directory")
-    config = read_json(adapter / "adapter_config.json")
+    config = read_json(resolve_adapter(adapter) / "adapter_config.json")
     directory = native_directory(base or str(config["base_model_name_or_path"]))
+    if (kind := read_json(directory / "config.json").get("model_type")) != "glm":
+        raise MergeError(
+            f"适配器 {adapter} 的底座 {directory} 是 {kind}，不是 ChatGLM3；BGE 的适配器载入时就并入，不用合并",
+            f"the adapter {adapter} belongs to {directory}, which is {kind}, not ChatGLM3; adapters of BGE are merged"
+            " when they are loaded",
+        )
     if original and not (directory / ORIGINAL_FOLDER / "files.json").is_file():
         raise MergeError(
             f"{directory} 中没有 {ORIGINAL_FOLDER}/files.json，不能写出原版布局；"
@@ -95,10 +102,10 @@ def merge_adapter(
             " that ragproj convert chatglm3 wrote",
         )
     adapter = native_adapter(str(adapter), directory)
-    kind = quantization or _quantization_of(adapter)
+    trained_over = quantization or _quantization_of(adapter)
     where = choose_device(device)
     numbers = str(choose_dtype(dtype, where)).removeprefix("torch.")
-    options = ModelOptions(directory, None, kind, str(where), numbers)  # type: ignore[arg-type]
+    options = ModelOptions(directory, None, trained_over, str(where), numbers)  # type: ignore[arg-type]
     temporary = target.with_name(f".{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     tell("合并 / merging")
@@ -113,7 +120,8 @@ def merge_adapter(
             " nothing was written; try dtype=float32",
         )
     manifest = {"kind": "chatglm3-merged", "base": str(config["base_model_name_or_path"]), "adapter": adapter.name}
-    write_json(temporary / MANIFEST, {**manifest, "quantization": kind, "dtype": numbers, "difference": difference})
+    manifest |= {"quantization": trained_over, "dtype": numbers}
+    write_json(temporary / MANIFEST, {**manifest, "difference": difference})
     temporary.rename(target)
     if layout is not None:
         tell("写出原版布局 / writing the original layout")
