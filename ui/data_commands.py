@@ -54,7 +54,11 @@ def generation(arguments: argparse.Namespace) -> int:
 
     config = GenerationDataConfig.from_dict(_settings(arguments), where=_where(arguments))
     paths = [Path(path) for path in arguments.rows]
-    return _tell(arguments, make_generation_rows(paths, Path(arguments.out), config, overwrite=arguments.overwrite))
+    with _stages("row") as progress:
+        report = make_generation_rows(
+            paths, Path(arguments.out), config, overwrite=arguments.overwrite, progress=progress
+        )
+    return _tell(arguments, report)
 
 
 def mine(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ _SHOWN = 20  # rows named in the report
 _SHOWN_CHARS = 80
 _SHARED_CHARS = 3  # of two questions, to be put as "it" in the second
 _TRIES = 8  # distractors looked at for each that is wanted
+
+Progress = Callable[[int, str], None]
 
 
 class GenerationDataConfig(Config):
@@ -89,7 +91,12 @@ class _Counts:
 
 
 def make_generation_rows(
-    paths: Sequence[Path], out: Path, config: GenerationDataConfig | None = None, *, overwrite: bool = False
+    paths: Sequence[Path],
+    out: Path,
+    config: GenerationDataConfig | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda done, stage: None,
 ) -> dict[str, Any]:
     """The report; `OUTPUTS` and then `report.json` are in `out`. The same files and seed give the same bytes.
 
@@ -98,6 +105,7 @@ def make_generation_rows(
         out: folder, made where it is missing.
         config: how rows are made.
         overwrite: replace what is in `out`.
+        progress: told the rows done so far and the stage.
 
     Raises:
         RowsError: rows are bad; the first are named.
@@ -106,7 +114,10 @@ def make_generation_rows(
     """
     config = config or GenerationDataConfig()
     counts = _Counts()
-    found = [find_gold(row, config.min_support) for row in _distinct(read_generation_rows(paths), counts)]
+    found = []
+    for done, row in enumerate(_distinct(read_generation_rows(paths), counts), 1):
+        found.append(find_gold(row, config.min_support))
+        progress(done, "check")
     kept = [one for one in found if _is_kept(one, config, counts)]
     if not kept:
         raise RagProjError(
@@ -123,7 +134,7 @@ def make_generation_rows(
         rows = {}
         for name, is_dev in zip(OUTPUTS, (False, True), strict=True):
             here = [one for one, dev in zip(kept, sides, strict=True) if dev == is_dev]
-            made = derive(here, config, counts)
+            made = derive(here, config, counts, progress=progress)
             rows["dev" if is_dev else "train"] = write_rows(folder / name, made)
             _measure(lengths, made)
         report = _report(config, counts, rows, lengths)
@@ -176,11 +187,20 @@ def cited_answer(answer: str, references: Sequence[str], min_support: float) -> 
     return "".join(parts)
 
 
-def derive(kept: Sequence[Supported], config: GenerationDataConfig, counts: _Counts) -> list[GenerationRow]:
+def derive(
+    kept: Sequence[Supported],
+    config: GenerationDataConfig,
+    counts: _Counts,
+    *,
+    progress: Progress = lambda done, stage: None,
+) -> list[GenerationRow]:
     """The rows of one side: each with distractors in a random order, then refusals and follow-ups, shuffled."""
     draw = random.Random(config.seed)  # noqa: S311 a sample, no secret
     pool = list(dict.fromkeys(text for one in kept for text in one.row.references))
-    mixed = [_mixed(one, pool, config, draw, counts) for one in kept]
+    mixed = []
+    for done, one in enumerate(kept, 1):
+        mixed.append(_mixed(one, pool, config, draw, counts))
+        progress(done, "mix")
     answered = [one for one in kept if not one.row.refuse]
     wanted = round(config.refusal_share * len(answered))
     refusals = [

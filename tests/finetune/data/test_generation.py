@@ -141,6 +141,16 @@ def test_the_same_seed_gives_the_same_bytes_and_nothing_is_replaced_unasked(tmp_
     assert (tmp_path / "out" / OUTPUTS[0]).read_bytes() == first
 
 
+def test_every_row_is_told_of_while_it_is_checked_and_mixed(tmp_path: Path) -> None:
+    told: list[tuple[int, str]] = []
+    write_rows(tmp_path / "rows.jsonl", fact_rows())
+    config = GenerationDataConfig(dev_share=0)
+    make_generation_rows(
+        [tmp_path / "rows.jsonl"], tmp_path / "out", config, progress=lambda done, stage: told.append((done, stage))
+    )
+    assert told == [(done, stage) for stage in ("check", "mix") for done in range(1, 17)]
+
+
 def test_the_longest_shared_name() -> None:
     assert longest_shared("青龙水库建成于哪一年？", "谁管理青龙水库？") == "青龙水库"
     assert longest_shared("甲", "乙") == ""
