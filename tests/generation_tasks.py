@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,21 @@ def train_generator(model: Path, output: Path, settings: dict[str, Any], rows: i
     result = train(generation_config(model, output, **settings), make_examples(model, rows), model)
     if os.environ.get("RANK", "0") == "0":
         (output / "losses.json").write_text(json.dumps(result.losses), encoding="utf-8")
+
+
+def finetune_generator(model: Path, output: Path, settings: dict[str, Any], rows: Path, kill_at: int = 0) -> None:
+    """A whole run of `finetune chatglm3`; each step done is a line of `steps.txt`. SIGKILL after step `kill_at`."""
+    from finetune.chatglm3.run import finetune_chatglm3
+    from finetune.training_loop import TrainingEvent
+
+    def observe(event: TrainingEvent) -> None:
+        if event.loss is None:
+            return
+        with (output / "steps.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{event.step}\n")
+        if event.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    output.mkdir(exist_ok=True)
+    given = {"train": [rows], "evaluation": {"dev": [rows], "every_steps": 4, "max_new_tokens": 4}}
+    finetune_chatglm3(generation_config(model, output, **given, **settings), observe=observe)

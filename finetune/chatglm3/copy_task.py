@@ -18,51 +18,73 @@ from chains.prompts import ANSWER_SYSTEM, REFUSAL
 from finetune.data.rows import GenerationRow
 
 _NAMES = (
-    "星河", "青石", "白鹭", "红枫", "紫藤", "银杏", "翠竹", "金桂", "玉兰", "石榴", "山楂", "海棠",
-    "芙蓉", "牡丹", "杜鹃", "丁香", "茉莉", "百合", "水仙", "腊梅", "云杉", "铁树", "榕树", "胡杨",
+    "星河", "青石", "白鹭", "红枫", "紫藤", "银杏", "翠竹", "金桂",
+    "玉兰", "石榴", "山楂", "海棠", "芙蓉", "牡丹", "杜鹃", "丁香",
 )  # fmt: skip
-_CODES = (
-    "东风", "南山", "西湖", "北海", "长江", "黄河", "泰山", "华山", "衡山", "恒山", "嵩山", "天池",
-    "洞庭", "鄱阳", "太湖", "巢湖", "秦岭", "昆仑", "祁连", "天山", "阴山", "贺兰", "武夷", "大别",
+_WORDS = (
+    "东风", "南山", "西湖", "北海", "长江", "黄河", "泰山", "华山",
+    "衡山", "恒山", "嵩山", "天池", "洞庭", "鄱阳", "太湖", "巢湖",
 )  # fmt: skip
-_FACT = "{name}的代号是{code}。"
-_QUESTION = "{name}的代号是什么？"
+_CODE = 2  # words of a code; no word twice in the references of a row
+_MOST = len(_WORDS) // _CODE  # references of a row
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE, _BPE = 1, 2, 3, 6, 2
 
 
 def copy_rows(
-    count: int, *, seed: int, held_out: bool = False, references: tuple[int, int] = (2, 4), refusals: float = 0.25
+    count: int,
+    *,
+    seed: int,
+    held_out: bool = False,
+    references: tuple[int, int] = (2, 4),
+    asked: int = 1,
+    refusals: float = 0.25,
 ) -> list[GenerationRow]:
-    """Rows over made-up facts; one in five pairs of name and code stands in held-out rows alone.
+    """Rows over made-up facts; one in five facts is asked for in held-out rows alone, and shown in no other.
+
+    A fact is a name and a code of two words. Each of its three parts stands in training, and so does each pair of them:
+    what held-out rows ask for cannot be known by heart, only read.
 
     Args:
         count: how many.
         seed: of the draw.
-        held_out: ask for pairs that no other row has, so that they cannot be known by heart.
+        held_out: ask for facts that no other row has.
         references: fewest and most of a row.
+        asked: names that a question asks for, at most.
         refusals: share of rows whose references do not answer.
     """
     draw = random.Random(seed)  # noqa: S311 a made-up task, no secret
-    return [_row(draw, number, held_out, references, refusals) for number in range(1, count + 1)]
+    return [_row(draw, number, held_out, references, asked, refusals) for number in range(1, count + 1)]
 
 
 def _row(
-    draw: random.Random, number: int, held_out: bool, references: tuple[int, int], refusals: float
+    draw: random.Random, number: int, held_out: bool, references: tuple[int, int], most: int, refusals: float
 ) -> GenerationRow:
-    names = draw.sample(range(len(_NAMES)), draw.randint(*references) + 1)
-    asked, others = names[0], names[1:]
-    answers = {name: draw.choice(_codes(name, held_out=held_out and name == asked)) for name in names}
+    count = draw.randint(*references)
+    asking = draw.randint(1, min(most, count))
     refuse = draw.random() < refusals
-    shown = others if refuse else [asked, *others[:-1]]
+    names = draw.sample(range(len(_NAMES)), count + asking)
+    asked, shown = names[:asking], names[asking:] if refuse else names[:count]
     draw.shuffle(shown)
-    facts = [_FACT.format(name=_NAMES[name], code=_CODES[answers[name]]) for name in shown]
-    answer = REFUSAL["zh"] if refuse else f"{facts[shown.index(asked)]}[{shown.index(asked) + 1}]"
-    question = _QUESTION.format(name=_NAMES[asked])
-    return GenerationRow(question, tuple(facts), answer, refuse, file="copy_task", line=number)
+    codes = _codes(draw, shown, asked if held_out else ())
+    facts = {name: f"{_named(name)}{''.join(_WORDS[word] for word in codes[name])}。" for name in shown}
+    question = "".join(f"{_named(name)}什么？" for name in asked)
+    answer = "".join(f"{facts[name]}[{shown.index(name) + 1}]" for name in asked if name in facts)
+    return GenerationRow(
+        question, tuple(facts.values()), REFUSAL["zh"] if refuse else answer, refuse, file="copy_task", line=number
+    )
 
 
-def _codes(name: int, *, held_out: bool) -> list[int]:
-    return [code for code in range(len(_CODES)) if ((name + code) % 5 == 0) == held_out]
+def _named(name: int) -> str:
+    return f"{_NAMES[name]}的代号是"
+
+
+def _codes(draw: random.Random, names: Sequence[int], held_out: Sequence[int]) -> dict[int, list[int]]:
+    """A code for each name, drawn again until those of `held_out` and no others are held out."""
+    while True:
+        words = draw.sample(range(len(_WORDS)), _CODE * len(names))
+        codes = {name: words[_CODE * place : _CODE * (place + 1)] for place, name in enumerate(names)}
+        if all(((name + sum(code)) % 5 == 0) == (name in held_out) for name, code in codes.items()):
+            return codes
 
 
 def build_tiny_model(
@@ -72,6 +94,8 @@ def build_tiny_model(
     hidden: int = 128,
     layers: int = 3,
     heads: int = 4,
+    head_size: int | None = None,
+    rope_theta: float = 10_000.0,
     context: int = 512,
     seed: int = 0,
 ) -> Path:
@@ -83,6 +107,8 @@ def build_tiny_model(
         hidden: width; a multiple of 64 suits 4-bit weights.
         layers: of them.
         heads: of attention; there are half as many groups of keys and values.
+        head_size: of each; None: the width shared out.
+        rope_theta: base of the rotary frequencies; so few as a small head has tell neighbours apart where it is small.
         context: tokens it reads.
         seed: of the weights.
     """
@@ -99,14 +125,14 @@ def build_tiny_model(
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": max(1, heads // 2),
-        "head_dim": hidden // heads,
+        "head_dim": head_size or hidden // heads,
         "max_position_embeddings": context,
         "rms_norm_eps": 1e-5,
         "initializer_range": hidden**-0.5,  # transformers' 0.02 suits widths of thousands
         "attention_bias": True,
         "attention_dropout": 0.0,
         "tie_word_embeddings": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta, "partial_rotary_factor": 0.5},
         "pad_token_id": PAD_ID,
         "bos_token_id": BOS_ID,
         "eos_token_id": [EOS_ID, first["<|user|>"], first["<|observation|>"]],
@@ -120,12 +146,17 @@ def build_tiny_model(
 
 
 def _vocabulary(texts: Sequence[str]) -> SentencePieceModel:
-    """Characters, the task's words, and its fixed sentences as one piece each, so that rows are some fifty tokens."""
-    system = ANSWER_SYSTEM["zh"].replace(" ", "▁")
-    fixed = ["▁\n", f"▁{system}", f"▁{REFUSAL['zh']}", "▁参考资料：", "\n\n[", "]\n", "\n\n问题："]
-    words = [*_NAMES, *_CODES, "的代号是", "什么？"]
+    """Characters, the task's words, and its fixed sentences as one piece each, so that rows are some thirty tokens.
+
+    A name and its code stand side by side, and so do a code and its mark: what two layers of attention can bind.
+    """
+    numbers = range(1, _MOST + 1)
+    fixed = ["▁\n", f"▁{ANSWER_SYSTEM['zh']}".replace(" ", "▁"), f"▁{REFUSAL['zh']}", "▁参考资料：\n\n[1]\n", "什么？"]
+    fixed += [*(f"。\n\n[{n}]\n" for n in numbers), *(f"。[{n}]" for n in numbers), "。\n\n问题：", "\n\n问题："]
+    words = [*_NAMES, *_WORDS, "的代号是"]
     chains = [text[:end] for text in [*fixed, *words] for end in range(2, len(text) + 1)]
-    characters = sorted({character for text in [*fixed, *words, *texts, "。，0123456789[]▁"] for character in text})
+    chains += [_named(name) for name in range(len(_NAMES))]
+    characters = sorted({character for text in [*fixed, *words, *texts, "，0123456789[]▁"] for character in text})
     pieces = [Piece("<unk>", 0.0, _UNKNOWN), Piece("<s>", 0.0, _CONTROL), Piece("</s>", 0.0, _CONTROL)]
     pieces += [Piece(f"<0x{byte:02X}>", 0.0, _BYTE) for byte in range(256)]
     pieces += list(
