@@ -77,12 +77,12 @@ def ask(pool: Pool, question: Question, *, without_gold: bool) -> Asked:
     own = {i: bool(gold & pool.passages[i]) for i, _ in ranking}
     kept = [i for i, _ in ranking if not (without_gold and (own[i] or quotes(chunks[i].text, question.answers)))]
     hits = kept[:TOP_K]
+    cosines = [float(pool.vectors[i] @ vector) for i in hits]
     return Asked(
         [calibration.mention_features(question.question, chunks[i].document()) for i in hits],
-        [{"excess": calibration.excess(float(pool.vectors[i] @ vector), pool.sample @ vector, len(pool.vectors))}
-         for i in hits],
+        [{"excess": above} for above in calibration.excess(cosines, pool.sample @ vector, len(pool.vectors))],
         [own[i] for i in hits],
-    )  # fmt: skip
+    )
 
 
 def quotes(text: str, answers: Sequence[str]) -> bool:

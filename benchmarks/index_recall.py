@@ -1,7 +1,7 @@
 """Recall and speed of every kind of FAISS index against exact search.
 
     python -m benchmarks.index_recall                       # 118k and 1M lexical vectors, 118k clustered ones
-    python -m benchmarks.index_recall --sizes 20000 --work DIR --kinds flat rabitq
+    python -m benchmarks.index_recall --sizes 20000 --work DIR --kinds flat pq
 
 Lexical vectors are those of real passages and of mixtures of their sentences, with questions people asked; clustered
 ones are random, 768 dimensions, shaped like a semantic embedder's. Searches go through `FaissIndex`, 100 asked as the
@@ -29,7 +29,7 @@ from chains.faiss_index import FaissConfig, FaissIndex
 from chains.knowledge_base import Generation, Ids, KnowledgeBase
 from chains.lexical_embeddings import LexicalEmbeddings
 
-KINDS = ("flat", "sq8", "hnsw", "rabitq")
+KINDS = ("flat", "sq8", "hnsw", "pq")
 SIZES = (118_000, 1_000_000)
 CLUSTERED, CLUSTERED_DIMENSIONS = 118_000, 768
 HNSW_UP_TO = 200_000

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from langchain_core.documents import Document
@@ -67,24 +67,24 @@ def mention_features(question: str, document: Document) -> dict[str, float]:
     return {"pairs": pairs, "characters": characters}
 
 
-def nearness_relevance(cosine: float, background: Vectors, chunks: int) -> float:
-    """The probability that a passage answers, by its cosine to the question.
+def nearness_relevance(cosines: Sequence[float], background: Vectors, chunks: int) -> list[float]:
+    """The probability that each passage answers, by its cosine to the question.
 
     Args:
-        cosine: of passage and question.
+        cosines: of the passages and the question.
         background: cosines of the question and chunks that are not known to have to do with it, (n,).
         chunks: in the knowledge base.
     """
-    return logistic(NEARNESS_WEIGHTS, {"excess": excess(cosine, background, chunks)})
+    return [logistic(NEARNESS_WEIGHTS, {"excess": above}) for above in excess(cosines, background, chunks)]
 
 
-def excess(cosine: float, background: Vectors, chunks: int) -> float:
-    """By how many standard deviations of the background a cosine is above what the nearest chunk reaches by chance.
+def excess(cosines: Sequence[float], background: Vectors, chunks: int) -> list[float]:
+    """By how many standard deviations of the background cosines are above what the nearest chunk reaches by chance.
 
     The largest of n normal deviates lies at about sqrt(2 ln n).
     """
-    spread = max(float(background.std()), _LEAST_SPREAD)
-    return (cosine - float(background.mean())) / spread - math.sqrt(2 * math.log(max(chunks, 2)))
+    mean, spread = float(background.mean()), max(float(background.std()), _LEAST_SPREAD)
+    return [(cosine - mean) / spread - math.sqrt(2 * math.log(max(chunks, 2))) for cosine in cosines]
 
 
 class Background:
@@ -111,8 +111,8 @@ class Background:
             sample, chunks = self._vectors, self._chunks
         if sample is None:
             return {}
-        cosines = sample @ query
-        return {i: nearness_relevance(float(vector @ query), cosines, chunks) for i, vector in vectors.items()}
+        cosines = [float(vector @ query) for vector in vectors.values()]
+        return dict(zip(vectors, nearness_relevance(cosines, sample @ query, chunks), strict=True))
 
     def _refresh(self) -> None:
         knowledge_base = self._store.knowledge_base

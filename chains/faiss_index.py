@@ -24,9 +24,10 @@ from loaders.config import Config
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["flat", "sq8", "hnsw", "rabitq"]
+Kind = Literal["flat", "sq8", "hnsw", "pq"]
 
 _TRAINING_VECTORS = 50_000
+_TRAINING_LEAST = 1_000  # FAISS refuses to find sixteen centres in fewer vectors, and warns below 39 each
 _LEAST_TRAINED = 1_000
 _DEAD_AT_ONCE = 64
 _COMPACTED_AT_ONCE = 5_000  # positions, up to which the files are written anew in milliseconds when one dies
@@ -35,23 +36,25 @@ _GRAPH_REBUILT_UP_TO = 200_000  # a graph cannot give up a point, only be built 
 # wait for each other (20 ms with one, 44 ms with two, measured under load).
 _ONE_THREAD_UP_TO = 200_000
 _DEAD_SHARE = 0.2  # of the positions, from which on the next search waits until they are taken out
-_GPU_TIMES = 20  # as many vectors are searched exactly where a GPU does it: 2 GB of its memory
-_CANDIDATES = 600  # rescored by the second stage of `rabitq`; recall@10 .98 on 118k and 1M lexical vectors
+_GPU_TIMES = 50  # as many vectors are searched exactly where a GPU does it: 2 GB of its memory
+_CANDIDATES = 600  # rescored by the second stage of `pq`; recall@10 .99 on 118k, .98 on 1M lexical vectors
 
 
 @dataclass(frozen=True)
 class _Kind:
     factory: str
-    """FAISS's index factory string, with {d} for the dimensions"""
+    """FAISS's index factory string, with {d} for the dimensions and {quarter} for a quarter of them"""
     reason: str
 
 
 # Measured on 2 cores with 1,024 dimensions, see benchmarks/results: one query over 118k / 1M vectors.
 _KINDS: dict[Kind, _Kind] = {
-    "flat": _Kind("SQfp16", "exact over half-precision vectors, 9 ms at 118k"),
+    "flat": _Kind("SQfp16", "exact over half-precision vectors, 4 ms at 20k"),
     "sq8": _Kind("SQ8", "8 bits a dimension, half the memory of flat, recall@10 .99"),
     "hnsw": _Kind("HNSW32,SQ8", "a graph: fastest to search, slow to build; for semantic embeddings only"),
-    "rabitq": _Kind("RR{d},RaBitQfs,Refine(SQ8)", "1 bit a dimension, the best 600 rescored with 8 bits"),
+    # Turned at random first, so that codes learned from some vectors suit others. RaBitQfs, with as many bits, finds
+    # as much in twice the time: it corrects every distance by a factor of its own (FAISS 1.15).
+    "pq": _Kind("RR{d},PQ{quarter}x4fs,Refine(SQ8)", "1 bit a dimension, the best 600 rescored with 8 bits"),
 }
 
 
@@ -61,7 +64,7 @@ class FaissConfig(Config):
     type: Literal["faiss"] = Field(default="faiss", alias="_type")
     index: Literal["auto"] | Kind = Field(default="auto", description="kind of index; auto chooses by size")
     exact_up_to: int = Field(
-        default=50_000, ge=0, description="vectors of 1,024 dimensions (more shorter ones) that auto searches exactly"
+        default=20_000, ge=0, description="vectors of 1,024 dimensions (more shorter ones) that auto searches exactly"
     )
 
 
@@ -238,17 +241,17 @@ class FaissIndex:
         limit = self._config.exact_up_to * 1024 / self._generation.dimensions
         if gpu_is_there():
             limit *= _GPU_TIMES
-        if self._kind == "rabitq" and self._index is not None:
+        if self._kind == "pq" and self._index is not None:
             limit *= 0.8  # not back and forth at the limit
         # the fast scan packs eight dimensions into a byte
-        return "flat" if vectors <= limit or self._generation.dimensions % 8 else "rabitq"
+        return "flat" if vectors <= limit or self._generation.dimensions % 8 else "pq"
 
     def _build(self, kind: Kind, active: Ids) -> None:
         import faiss
 
         self._file_is_current = False
         dimensions = self._generation.dimensions
-        factory = _KINDS[kind].factory.format(d=dimensions)
+        factory = _KINDS[kind].factory.format(d=dimensions, quarter=dimensions // 4)
         logger.info("FAISS index %s for %d vectors: %s", kind, len(active), _KINDS[kind].reason)
         if kind == "hnsw" and self._generation.fingerprint.startswith("lexical"):
             logger.warning("index hnsw finds six of ten neighbours among lexical vectors; choose auto for all of them")
@@ -263,8 +266,11 @@ class FaissIndex:
             if not rows:  # this generation has no vector yet
                 self._index = None
                 return
+            training = np.concatenate(rows)
+            if len(training) < _TRAINING_LEAST:  # the vectors of other chunks are yet to come
+                training = np.resize(training, (_TRAINING_LEAST, dimensions))
             with _omp_threads(self._threads):
-                self._index.train(np.concatenate(rows))
+                self._index.train(training)
         self._add(active)
         self._copy_to_gpu()
 
@@ -290,10 +296,11 @@ class FaissIndex:
         bits = np.packbits(gone, bitorder="little")
         selector = faiss.IDSelectorBitmap(len(gone), faiss.swig_ptr(bits))
         self._file_is_current = False
-        if self._kind == "rabitq":  # two indexes of the same vectors, and IndexRefine itself removes nothing (1.15)
+        if self._kind == "pq":  # two indexes of the same vectors, and IndexRefine itself removes nothing (1.15)
             for part in (self._index.base_index, self._index.refine_index):
                 faiss.downcast_index(part).remove_ids(selector)
             self._index.ntotal = self._index.base_index.ntotal
+            _clear_behind_last(self._index)
         else:
             self._index.remove_ids(selector)
         self._ids = self._ids[~gone]
@@ -338,7 +345,7 @@ class FaissIndex:
             return []
         bits = np.packbits(mask, bitorder="little")
         whole = self._index
-        if self._kind in {"hnsw", "rabitq"}:
+        if self._kind in {"hnsw", "pq"}:
             whole = faiss.downcast_index(whole.storage if self._kind == "hnsw" else whole.refine_index)
         selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits))
         parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg] # SWIG adds it
@@ -348,18 +355,31 @@ class FaissIndex:
     def _parameters(self, k: int) -> Any:
         import faiss
 
-        if self._kind == "rabitq":
+        if self._kind == "pq":
             return faiss.IndexRefineSearchParameters(k_factor=max(6.0, _CANDIDATES / k))  # type: ignore[call-arg]
         if self._kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=max(128, 2 * k))  # type: ignore[attr-defined]
         return None
 
     def _hits(self, scores: npt.NDArray[np.float32], positions: Ids) -> list[tuple[int, float]]:
-        return [
-            (int(self._ids[position]), float(score))
-            for position, score in zip(positions, scores, strict=True)
-            if position >= 0 and self._ids[position] >= 0
-        ]
+        ids = self._ids[positions]  # a position of -1 stands for no hit; what it takes is left out
+        alive = (positions >= 0) & (ids >= 0)
+        return list(zip(ids[alive].tolist(), scores[alive].tolist(), strict=True))
+
+
+def _clear_behind_last(refined: Any) -> None:
+    """Zero codes behind the last vector of a `pq` index, whose vectors are packed in blocks.
+
+    IndexPQFastScan leaves those of removed vectors there, and mixes them with the codes of what is added next (1.15).
+    """
+    import faiss
+
+    codes = faiss.downcast_index(faiss.downcast_index(refined.base_index).index)
+    packer = codes.get_CodePacker()
+    blocks = faiss.rev_swig_ptr(codes.codes.get(), codes.codes.size()).reshape(-1, packer.block_size)
+    full, used = divmod(codes.ntotal, packer.nvec)
+    for offset in range(used, packer.nvec if used else 0):
+        packer.pack_1(np.zeros(packer.code_size, np.uint8), offset, blocks[full : full + 1])
 
 
 def _signature(path: Path) -> tuple[int, ...]:

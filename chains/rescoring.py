@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from chains.analysis import fold, is_cjk
+from chains.analysis import fold, fold_all, is_cjk
 from chains.clause_scores import read_question
 from chains.extraction import share_found
 from chains.knowledge_base import StoredChunk
@@ -24,12 +24,12 @@ def closeness(question: str, chunks: Iterable[StoredChunk]) -> dict[int, float]:
     asked = read_question(question)
     folded = fold(question)
     telling = asked.characters | {term: bits for term, bits in asked.pairs.items() if not is_cjk(term[0])}
-    raises = {}
-    for chunk in chunks:
-        title = fold(chunk.title.strip())
-        raises[chunk.id] = (
-            WEIGHTS["mentioned"] * share_found(telling, fold(text_with_context(chunk.text, chunk.metadata)))
-            + WEIGHTS["title"] * (len(title) > 1 and title in folded)
-            + WEIGHTS["opening"] * (chunk.start == 0)
-        )
-    return raises
+    looked_at = list(chunks)
+    titles = fold_all([chunk.title.strip() for chunk in looked_at])
+    texts = fold_all([text_with_context(chunk.text, chunk.metadata) for chunk in looked_at])
+    return {
+        chunk.id: WEIGHTS["mentioned"] * share_found(telling, text)
+        + WEIGHTS["title"] * (len(title) > 1 and title in folded)
+        + WEIGHTS["opening"] * (chunk.start == 0)
+        for chunk, title, text in zip(looked_at, titles, texts, strict=True)
+    }

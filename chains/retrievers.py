@@ -38,7 +38,7 @@ _DEPTH = 4  # times `top_k` chunks to choose from, where the best ones may not a
 
 
 class Reader:
-    """Chunks of a knowledge base, each read once for one question."""
+    """Chunks of a knowledge base, each read once for one question, or twice where two threads ask for it at once."""
 
     def __init__(self, knowledge_base: KnowledgeBase) -> None:
         self._kb = knowledge_base
@@ -198,10 +198,10 @@ class HybridRetriever(ChunkRetriever):
         read = read or Reader(self.store.knowledge_base)
         vector = self.store.embed_query(query) if vector is None else vector
         # both engines work outside Python's lock; one of the two threads is this one
-        nearest_coming = _second_thread(os.getpid()).submit(self.store.search_ids, vector, fetch, self.filter)
+        nearest_coming = _second_thread(os.getpid()).submit(self._nearest, vector, fetch, read)
         lexical = self.fulltext.search(query, fetch, self._allowed())
-        nearest = nearest_coming.result()
         weights = self._weights(query, lexical, read)
+        nearest = nearest_coming.result()
         if self.fusion == "rrf":
             fused = fuse_ranks([lexical, nearest], weights)
         else:
@@ -212,6 +212,11 @@ class HybridRetriever(ChunkRetriever):
         if self.fusion == "weighted" and self.rescore:
             ranking = self._looked_at_again(query, ranking, weights[0], read)
         return ranking[:k]
+
+    def _nearest(self, vector: Vectors, fetch: int, read: Reader) -> Ranking:
+        nearest = self.store.search_ids(vector, fetch, self.filter)
+        read.chunks(i for i, _ in nearest[: self.rescore // 2])  # most are looked at again; BM25 takes longer than this
+        return nearest
 
     def _weights(self, query: str, lexical: Ranking, read: Reader) -> list[float]:
         """Weights of the lexical and the dense leg.

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from chains.analysis import fold, index_terms, is_cjk, terms
+from chains.analysis import fold, fold_all, index_terms, is_cjk, terms
 
 _ASSIGNED = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
 
@@ -21,6 +21,12 @@ def test_folding_keeps_the_place_of_every_character() -> None:
 def test_long_texts_fold_like_short_ones() -> None:
     every = [chr(code) for code in range(0x110000)]  # lone surrogates too, which a damaged file may bring
     assert fold("".join(every)) == "".join(fold(character) for character in every)
+
+
+def test_many_texts_fold_as_each_does() -> None:
+    texts = ["", "勞動合同", "😀 HELLO\n", "", "ＣｈａｔＧＬＭ３" * 20, "ﬁ"]
+    assert fold_all(texts) == [fold(text) for text in texts]
+    assert fold_all([]) == []
 
 
 @pytest.mark.parametrize(

@@ -76,21 +76,23 @@ def test_more_mentioned_is_more_relevant() -> None:
 def test_excess_equals_the_hand_count() -> None:
     """Background .1 and .3: mean .2, deviation .1. Cosine .6: four of them; the best of e^2 = 7.4 by chance: two."""
     background = np.array([0.1, 0.3], np.float32)
-    assert excess(0.6, background, round(math.e**2)) == pytest.approx(4 - math.sqrt(2 * math.log(7)), abs=1e-5)
+    expected = [4 - math.sqrt(2 * math.log(7)), -math.sqrt(2 * math.log(7))]
+    assert excess([0.6, 0.2], background, round(math.e**2)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_background_without_spread_makes_no_infinite_relevance() -> None:
     same = np.full(100, 0.7, np.float32)
-    assert 0 < nearness_relevance(0.7, same, 100) < THRESHOLD
-    assert math.isfinite(nearness_relevance(1.0, same, 100))
+    usual, nearest = nearness_relevance([0.7, 1.0], same, 100)
+    assert 0 < usual < THRESHOLD
+    assert math.isfinite(nearest)
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.6, 0.3), (-0.2, 0.5), (0.85, 0.1)])
 def test_nearness_does_not_depend_on_the_embedders_scale(shift: float, scale: float) -> None:
     """BGE's cosines lie between .6 and 1, others' around 0: the same after shifting and stretching."""
     background = np.random.default_rng(0).normal(0, 0.2, 500).astype(np.float32)
-    plain = nearness_relevance(0.9, background, 1000)
-    assert nearness_relevance(shift + scale * 0.9, shift + scale * background, 1000) == pytest.approx(plain, abs=1e-3)
+    plain = nearness_relevance([0.9], background, 1000)
+    assert nearness_relevance([shift + scale * 0.9], shift + scale * background, 1000) == pytest.approx(plain, abs=1e-3)
 
 
 def test_the_nearest_of_many_random_vectors_is_not_relevant() -> None:
@@ -99,9 +101,8 @@ def test_the_nearest_of_many_random_vectors_is_not_relevant() -> None:
     for chunks in (100, 1_000, 20_000):
         cosines = random.normal(0.3, 0.05, chunks).astype(np.float32)
         sample = cosines[:256]
-        nearest = [nearness_relevance(float(cosine), sample, chunks) for cosine in np.sort(cosines)[-3:]]
-        assert max(nearest) < 0.3
-        assert nearness_relevance(0.3 + 0.05 * 9, sample, chunks) > 0.8
+        assert max(nearness_relevance(np.sort(cosines)[-3:].tolist(), sample, chunks)) < 0.3
+        assert nearness_relevance([0.3 + 0.05 * 9], sample, chunks)[0] > 0.8
 
 
 # -- a semantic embedder -----------------------------------------------------------------------------------------------

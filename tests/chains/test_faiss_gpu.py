@@ -117,9 +117,9 @@ def test_a_gpu_that_is_full_leaves_the_search_to_the_cpu(
 
 
 def test_with_a_gpu_more_vectors_are_searched_exactly(gpu: StandIn, kb: KnowledgeBase) -> None:
-    """exact_up_to counts vectors of 1,024 dimensions: 1 of them is 128 of 8, and 20 times as many on a GPU."""
+    """exact_up_to counts vectors of 1,024 dimensions: 1 of them is 128 of 8, and 50 times as many on a GPU."""
     index = opened(kb, exact_up_to=1)
-    assert [index._choose_kind(count) for count in (128, 129, 2560, 2561)] == ["flat", "flat", "flat", "rabitq"]
+    assert [index._choose_kind(count) for count in (128, 129, 6400, 6401)] == ["flat", "flat", "flat", "pq"]
 
 
 def test_without_a_gpu_nothing_is_copied() -> None:
