@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -10,6 +11,7 @@ import os
 import re
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,6 +78,29 @@ class IngestReport:
         """The report as `ingest --json` prints it."""
         return asdict(self)
 
+    @contextlib.contextmanager
+    def failures_of(self, path: Path) -> Iterator[None]:
+        """What keeps a file from being stored, and not the others, goes into the list."""
+        try:
+            yield
+        except (LoadError, SourceRemovedError) as error:
+            self.failed.append(_failure(path, error))
+
+
+@dataclass(frozen=True)
+class _ReadFile:
+    """A file that was read and cut, to be written: all of a small one, of a big one the beginning."""
+
+    number: int
+    """its place among the files of the run"""
+    path: Path
+    state: SourceState
+    beginning: list[NewDocument]
+    chunks: int
+    """of the beginning"""
+    rest: Iterator[Document] | None
+    """documents that are not read yet; None where there are none"""
+
 
 class Ingestor:
     """Writes files into one knowledge base with one embedder and one way of splitting."""
@@ -128,10 +153,7 @@ class Ingestor:
         self._forget_lost()
         run = _Run(progress, stop, len(files))
         try:
-            for run.done, path in enumerate(files):
-                run.check()
-                run.report(path.name)
-                self._ingest_reporting(path, report, run)
+            self._ingest_files(files, report, run)
             if sync:
                 unreadable = [path for path, _ in found.errors]
                 report.removed = self._remove_gone(paths, set(files), unreadable)
@@ -179,67 +201,113 @@ class Ingestor:
         self._store.compact_cache()
         self._fulltext.compact()
 
-    def _ingest_reporting(self, path: Path, report: IngestReport, run: _Run) -> None:
-        try:
-            outcome, chunks = self._ingest_file(path, run)
-        except (LoadError, SourceRemovedError) as error:
-            report.failed.append(_failure(path, error))
-            return
-        setattr(report, outcome, getattr(report, outcome) + 1)
-        report.chunks += chunks
+    def _ingest_files(self, files: Sequence[Path], report: IngestReport, run: _Run) -> None:
+        """Files in order; the new texts of small ones next to each other are embedded together."""
+        waiting: list[_ReadFile] = []
+        for number, path in enumerate(files):
+            run.check()
+            run.report(path.name, waiting[0].number if waiting else number)
+            with report.failures_of(path):
+                read = self._read(number, path)
+                if read is None:
+                    report.unchanged += 1
+                else:
+                    waiting.append(read)
+            if waiting and (waiting[-1].rest is not None or sum(file.chunks for file in waiting) >= _BATCH_CHUNKS):
+                self._write_waiting(waiting, report, run)
+                waiting = []
+        self._write_waiting(waiting, report, run)
 
-    def _ingest_file(self, path: Path, run: _Run) -> tuple[str, int]:
-        """("added" | "updated" | "unchanged", chunks stored)."""
-        source = str(path)
+    def _write_waiting(self, waiting: Sequence[_ReadFile], report: IngestReport, run: _Run) -> None:
+        ahead = self._vectors_ahead(waiting)
+        for file in waiting:
+            run.check()
+            run.report(file.path.name, file.number)
+            with report.failures_of(file.path):
+                outcome, chunks = self._write_claimed(file, ahead, run)
+                setattr(report, outcome, getattr(report, outcome) + 1)
+                report.chunks += chunks
+
+    def _read(self, number: int, path: Path) -> _ReadFile | None:
+        """A file's beginning, or all of a small one; None for one that is stored as it is.
+
+        Raises:
+            LoadError: it cannot be read.
+        """
         state = _file_state(path, self._settings)
-        if self._is_unchanged(source, state):
-            return "unchanged", 0
+        known = self._kb.source_state(str(path))
+        same = known if known is not None and known.settings == state.settings else None
+        if same is not None and (same.size, same.mtime_ns) == (state.size, state.mtime_ns):
+            return None
         state = _with_hash(path, state)
+        if same is not None and same.sha256 == state.sha256:
+            self._kb.writer().touch(same.id, state)
+            return None
+        return self._loaded(number, path, state)
+
+    def _loaded(self, number: int, path: Path, state: SourceState) -> _ReadFile:
+        documents = load_documents(path, self._loader)
+        beginning = next(_batches(map(self._new_document, documents)))
+        chunks = sum(len(document.chunks) for document in beginning)
+        return _ReadFile(number, path, state, beginning, chunks, documents if chunks >= _BATCH_CHUNKS else None)
+
+    def _vectors_ahead(self, files: Sequence[_ReadFile]) -> dict[str, Vectors]:
+        """Vectors of texts of several small files, by text, so that a model gets more than a file's few at a time.
+
+        What is stored already is left out; a single file is embedded piece by piece when it is written.
+        """
+        small = [file for file in files if file.rest is None]
+        if len(small) < 2:
+            return {}
+        generation = self._store.ensure_generation()
+        new = self._kb.unknown_contents(document.content_hash for file in small for document in file.beginning)
+        wanted: dict[str, None] = {}
+        for file in small:
+            known = self._stored_vectors(str(file.path), generation)
+            for document in file.beginning:
+                if document.content_hash in new:
+                    new.remove(document.content_hash)  # copies share the chunks of the first one
+                    wanted |= dict.fromkeys(text for text in document.texts() if text not in known)
+        texts = list(wanted)
+        return dict(zip(texts, embed_documents(self._store.embeddings, texts), strict=True))
+
+    def _write_claimed(self, file: _ReadFile, ahead: dict[str, Vectors], run: _Run) -> tuple[str, int]:
+        """("added" | "updated" | "unchanged", chunks stored)."""
+        source = str(file.path)
         with self._kb.claimed(source):
             known = self._kb.source_state(source)
-            if known is not None and (known.sha256, known.settings) == (state.sha256, state.settings):
-                self._kb.writer().touch(known.id, state)
-                return "unchanged", 0
             for _ in range(_ATTEMPTS):
+                if known is not None and (known.sha256, known.settings) == (file.state.sha256, file.state.settings):
+                    return "unchanged", 0  # another run was faster
                 try:
-                    self._write(path, state, run)
-                    break
+                    self._write(file, ahead, run)
+                    return "added" if known is None else "updated", len(self._kb.chunk_ids_of(source))
                 except _FileChangedError:
                     self._kb.writer().drop_staged(source)
-                    state = _with_hash(path, _file_state(path, self._settings))
-            else:
-                raise LoadError(
-                    f"{path}：读取时文件一直在变化，请稍后重试",
-                    f"{path}: it keeps changing while it is read; try later",
-                )
-        return "added" if known is None else "updated", len(self._kb.chunk_ids_of(source))
-
-    def _is_unchanged(self, source: str, state: SourceState) -> bool:
-        known = self._kb.source_state(source)
-        return known is not None and (known.size, known.mtime_ns, known.settings) == (
-            state.size,
-            state.mtime_ns,
-            state.settings,
+                    state = _with_hash(file.path, _file_state(file.path, self._settings))
+                    file = self._loaded(file.number, file.path, state)
+        raise LoadError(
+            f"{file.path}：读取时文件一直在变化，请稍后重试",
+            f"{file.path}: it keeps changing while it is read; try later",
         )
 
-    def _write(self, path: Path, state: SourceState, run: _Run) -> None:
-        """Parse, split, store and embed one file; it becomes visible at the end, whole.
+    def _write(self, file: _ReadFile, ahead: dict[str, Vectors], run: _Run) -> None:
+        """Store and embed one file; it becomes visible at the end, whole.
 
         A run that is stopped or dies leaves what it stored and embedded, to be taken up by the next one.
         """
-        documents = load_documents(path, self._loader)
-        first = next(documents)  # an unreadable file fails before anything is written
+        path, state = file.path, file.state
         generation = self._store.ensure_generation()
         writer = self._kb.writer()
         source_id, stored = writer.begin_source(str(path), state)
-        remaining = itertools.islice(itertools.chain([first], documents), stored, None)
-        for batch in _batches(self._new_document(document) for document in remaining):
+        rest = itertools.islice(file.rest or (), max(0, stored - len(file.beginning)), None)
+        for batch in _batches(itertools.chain(file.beginning[stored:], map(self._new_document, rest))):
             run.check()
             _require_unchanged(path, state)  # else one version's text would be stored under another one's hash
             writer.add_documents(source_id, batch)
         _require_unchanged(path, state)
         while True:
-            self._embed(writer, source_id, path, generation, run)
+            self._embed(writer, source_id, path, generation, ahead, run)
             try:
                 return writer.activate(source_id, generation.id)
             except GenerationChangedError:
@@ -259,10 +327,18 @@ class Ingestor:
         new = [_new_chunk(chunk, identity, set(metadata)) for chunk in chunks]
         return NewDocument(identity, title, text, metadata, new)
 
-    def _embed(self, writer: Writer, source_id: int, path: Path, generation: Generation, run: _Run) -> None:
-        """Give every chunk of a staged source its vector: the one its text had before, or a new one."""
+    def _embed(
+        self,
+        writer: Writer,
+        source_id: int,
+        path: Path,
+        generation: Generation,
+        ahead: dict[str, Vectors],
+        run: _Run,
+    ) -> None:
+        """Give every chunk of a staged source its vector: the one its text has already, or a new one."""
         missing = self._kb.without_vector(generation.id, source_id=source_id)
-        known = self._stored_vectors(str(path), generation) if len(missing) else {}
+        known = ChainMap(ahead, self._stored_vectors(str(path), generation) if len(missing) else {})
         for start in range(0, len(missing), _BATCH_CHUNKS):
             run.check()
             if len(missing) > _BATCH_CHUNKS:
@@ -276,6 +352,8 @@ class Ingestor:
     def _stored_vectors(self, source: str, generation: Generation) -> dict[str, Vectors]:
         """Vectors the stored version of a source already has, by the text they were made of."""
         ids = self._kb.chunk_ids_of(source)
+        if not len(ids):
+            return {}
         texts = dict(self._kb.index_texts(ids))
         return {
             texts[int(i)]: vector
@@ -292,8 +370,9 @@ class _Run:
         self._progress, self._stop = progress, stop
         self.done, self.total = 0, total
 
-    def report(self, name: str) -> None:
-        """Tell what is being read."""
+    def report(self, name: str, done: int | None = None) -> None:
+        """Tell what is being read or written, and how many files are finished, all before the next one."""
+        self.done = self.done if done is None else done
         self._progress(self.done, self.total, name)
 
     def check(self) -> None:

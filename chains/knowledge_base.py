@@ -145,6 +145,7 @@ class KnowledgeBase:
         self._local = threading.local()
         self._connections: dict[threading.Thread, sqlite3.Connection] = {}
         self._lock = threading.Lock()
+        self._claims: dict[int, FileLock] = {}
         if not self._is_created():
             if not create:
                 raise KnowledgeBaseError(
@@ -380,6 +381,13 @@ class KnowledgeBase:
                 raise ValueError("vectors of one generation differ in length")
             return from_blob(b"".join(blobs)).reshape(len(blobs), -1)
 
+    def unknown_contents(self, hashes: Iterable[str]) -> set[str]:
+        """Those of the content hashes under which nothing is stored."""
+        unknown = set(hashes)
+        for part in batches(sorted(unknown)):
+            unknown -= {row[0] for row in self._rows(f"SELECT hash FROM contents WHERE hash IN ({marks(part)})", *part)}
+        return unknown
+
     def without_vector(self, generation: int, *, source_id: int | None = None) -> Ids:
         """Ids of the chunks, staged ones too, that a generation has no vector of; of one source where given."""
         where = (
@@ -417,11 +425,10 @@ class KnowledgeBase:
         for part in batches(values):
             rows = self._rows(f"{_CHUNK_COLUMNS} WHERE {column} IN ({marks(part)}) ORDER BY c.id, d.id", *part)
             by_chunk: dict[int, list[StoredChunk]] = {}
-            for *fields, document, place, title in rows:
-                with decoding(self.path):
-                    metadata = {**json.loads(document), **json.loads(place)}
-                chunk = StoredChunk(*_typed(fields), metadata=metadata, title=title)
-                by_chunk.setdefault(chunk.id, []).append(chunk)
+            with decoding(self.path):
+                for number, *place, text, of_document, of_chunk, title in rows:
+                    metadata = {**json.loads(of_document), **json.loads(of_chunk)}
+                    by_chunk.setdefault(number, []).append(StoredChunk(number, *place, text, metadata, title))
             for same in by_chunk.values():
                 yield _with_duplicates(same, condition)
 
@@ -438,9 +445,11 @@ class KnowledgeBase:
     def claimed(self, source: str) -> Iterator[None]:
         """The right to write a source, waited for: two runs that read the same file take turns."""
         stripe = zlib.crc32(source.encode()) % _LOCKS
+        with self._lock:
+            if stripe not in self._claims:  # kept: making one takes as long as claiming
+                self._claims[stripe] = FileLock(self.path / "locks" / f"{stripe:02}.lock")
+            lock = self._claims[stripe]
         with translated(self.path):
-            (self.path / "locks").mkdir(exist_ok=True)
-            lock = FileLock(self.path / "locks" / f"{stripe:02}.lock")
             lock.acquire()
         try:
             yield
@@ -574,11 +583,6 @@ def batches(values: list[Any]) -> Iterator[list[Any]]:
 def marks(values: Sequence[Any]) -> str:
     """Placeholders for the values."""
     return ",".join("?" * len(values))
-
-
-def _typed(fields: list[Any]) -> tuple[int, str, str, int, int, int, str]:
-    chunk_id, key, source, document, start, end, text = fields
-    return chunk_id, key, source, document, start, end, text
 
 
 def _with_duplicates(same: list[StoredChunk], condition: MetadataFilter | None) -> StoredChunk:

@@ -32,6 +32,7 @@ from chains.knowledge_base import (
     translated,
     vector_key,
 )
+from loaders.splitters import text_with_context
 
 _REVISIONS_KEPT = 1000  # a cache further behind is rebuilt
 # Contents of the sources that a change touches, up to which it is written down which chunks it showed and hid. Beyond,
@@ -61,6 +62,10 @@ class NewDocument:
     text: str
     metadata: Mapping[str, Any]
     chunks: Sequence[NewChunk]
+
+    def texts(self) -> list[str]:
+        """What is embedded of each chunk, as `KnowledgeBase.index_texts` tells it when the document is stored."""
+        return [text_with_context(chunk.text, {"title": self.title, **chunk.metadata}) for chunk in self.chunks]
 
 
 class Writer:

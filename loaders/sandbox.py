@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -104,6 +105,7 @@ class _Worker:
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("subprocess.PIPE gives no pipe")
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._watchdog = _Watchdog(self._process)
         self._files = 0
         self.reusable = True
 
@@ -111,6 +113,7 @@ class _Worker:
         return self._process.poll() is None
 
     def kill(self) -> None:
+        self._watchdog.end()
         self._process.kill()
         for pipe in (self._stdin, self._stdout):
             with contextlib.suppress(OSError):  # closing flushes into a broken pipe
@@ -120,28 +123,28 @@ class _Worker:
     def parse(self, path: Path, options: LoaderConfig) -> Iterator[Parsed]:
         self.reusable = False  # until the answer is complete
         request = {"path": str(path.absolute()), "source": str(path), "options": options.model_dump()}
-        with _Watchdog(self._process, options) as watchdog:
-            for answer in self._answers(request, watchdog):
-                if "documents" in answer:
-                    for text, metadata in answer["documents"]:
-                        yield Parsed(text, metadata)
-                elif "error" in answer:
-                    self._finish()
-                    raise LoadError(*answer["error"])
-                elif "memory" in answer:
-                    raise problems.too_large(path, f"{options.memory_mb} MB")
-                elif "done" in answer:
-                    self._finish()
-                    return
-            raise self._death(path, options, watchdog)
+        self._watchdog.begin(options)
+        for answer in self._answers(request):
+            if "documents" in answer:
+                for text, metadata in answer["documents"]:
+                    yield Parsed(text, metadata)
+            elif "error" in answer:
+                self._finish()
+                raise LoadError(*answer["error"])
+            elif "memory" in answer:
+                raise problems.too_large(path, f"{options.memory_mb} MB")
+            elif "done" in answer:
+                self._finish()
+                return
+        raise self._death(path, options)
 
-    def _answers(self, request: dict[str, Any], watchdog: _Watchdog) -> Iterator[dict[str, Any]]:
+    def _answers(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Messages until the worker dies."""
         with contextlib.suppress(BrokenPipeError):  # a dead worker shows in what it answers
             self._stdin.write(json.dumps(request).encode("ascii") + b"\n")
             self._stdin.flush()
         while True:
-            with watchdog.waiting():
+            with self._watchdog.waiting():
                 line = self._stdout.readline()
             if not line.endswith(b"\n"):
                 return
@@ -151,9 +154,9 @@ class _Worker:
         self._files += 1
         self.reusable = self._files < _FILES_PER_WORKER
 
-    def _death(self, path: Path, options: LoaderConfig, watchdog: _Watchdog) -> LoadError:
-        if watchdog.expired_s is not None:
-            return problems.too_slow(path, watchdog.expired_s)
+    def _death(self, path: Path, options: LoaderConfig) -> LoadError:
+        if self._watchdog.expired_s is not None:
+            return problems.too_slow(path, self._watchdog.expired_s)
         self._process.wait()
         code = self._process.returncode
         if code >= 0:
@@ -165,27 +168,35 @@ class _Worker:
 
 
 class _Watchdog:
-    """Kills the process when it keeps the caller waiting for too long; the caller's own time does not count."""
+    """Kills the process when it keeps the caller waiting for too long; the caller's own time does not count.
 
-    def __init__(self, process: subprocess.Popen[bytes], options: LoaderConfig) -> None:
+    Its thread lives as long as the process, and is woken only for a deadline before the one it sleeps to: thousands of
+    small files start and wake no thread.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.expired_s: float | None = None
         self._process = process
-        self._silence_s, self._left_s = options.timeout_s, options.total_timeout_s
-        self._total_s = options.total_timeout_s
+        self._silence_s = self._total_s = self._left_s = 0.0
         self._deadline: float | None = None
+        self._wakes_at = math.inf
         self._changed = threading.Condition()
         self._ended = False
+        threading.Thread(target=self._watch, name="parser-watchdog", daemon=True).start()
 
-    def __enter__(self) -> _Watchdog:
-        self._thread = threading.Thread(target=self._watch, name="parser-watchdog", daemon=True)
-        self._thread.start()
-        return self
+    def begin(self, options: LoaderConfig) -> None:
+        """A new file, which has all its time before it."""
+        self._silence_s, self._total_s, self._left_s = (
+            options.timeout_s,
+            options.total_timeout_s,
+            options.total_timeout_s,
+        )
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """The process is gone."""
         with self._changed:
             self._ended = True
             self._changed.notify()
-        self._thread.join()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -193,7 +204,8 @@ class _Watchdog:
         started = time.monotonic()
         with self._changed:
             self._deadline = started + min(self._silence_s, self._left_s)
-            self._changed.notify()
+            if self._deadline < self._wakes_at:
+                self._changed.notify()
         try:
             yield
         finally:
@@ -204,6 +216,7 @@ class _Watchdog:
     def _watch(self) -> None:
         with self._changed:
             while not self._ended:
+                self._wakes_at = math.inf if self._deadline is None else self._deadline
                 left = None if self._deadline is None else self._deadline - time.monotonic()
                 if left is not None and left <= 0:
                     self.expired_s = self._silence_s if self._silence_s < self._left_s else self._total_s
