@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `workshop`, which is also a script
 
+from trials import Trial
 from workshop import Nursery
 
 
@@ -48,3 +49,9 @@ def nursery() -> Iterator[Nursery]:
     made = Nursery()
     yield made
     made.close()
+
+
+@pytest.fixture
+def trial(quick_folder: Path, nursery: Nursery) -> Trial:
+    """An operation to be killed, in a folder of its own."""
+    return Trial(quick_folder, nursery)
