@@ -38,8 +38,8 @@ from opencc import OpenCC
 
 from benchmarks.machine import RESULTS, Report
 from benchmarks.measuring import latency
-from chains import load_config
-from chains.evaluation import Question, read_questions
+from chains import build_retrieval_qa, load_config
+from chains.evaluation import Question, evaluate, read_questions
 from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor
 from chains.metrics import mrr_at_k, recall_at_k
@@ -68,6 +68,7 @@ _BARS = {
     "cmrc2018_devtest": {1: 0.965, 5: 0.998},
     "dureader2_demo_dev": {1: 0.46, 5: 0.98},
 }
+_CONTAINS_GOLD_BAR, _CHARACTERS_BAR = 0.78, 120.0
 _SAMPLE = 256
 
 
@@ -164,6 +165,7 @@ def main() -> None:
         for name, home in SETS.items():
             measure(report, name, pools[home], read(name, options.questions))
         devtest = read("cmrc2018_devtest", options.questions)
+        measure_answers(report, work / "cmrc2018", devtest)
         measure_forms(report, pools["cmrc2018"], devtest)
         measure_latency(report, pools["medfaq"], [row.question for row in devtest[:200]])
 
@@ -180,6 +182,14 @@ def measure(report: Report, name: str, pool: Pool, rows: Sequence[Question]) -> 
         report.bar(f"{name}: hybrid recall@{k}", found["hybrid"][f"recall@{k}"], legs - 0.005, "", at_least=True)
     for k, bar in _BARS.get(name, {}).items():
         report.bar(f"{name}: promised recall@{k}", found["hybrid"][f"recall@{k}"], bar, "", at_least=True)
+
+
+def measure_answers(report: Report, path: Path, rows: Sequence[Question]) -> None:
+    """What the default chain answers, through `ragproj evaluate`."""
+    answer = evaluate(build_retrieval_qa(load_config(None, [f"kb={path}"])), rows)["answer"]
+    report.add("answers", set="cmrc2018_devtest", questions=len(rows), **answer)
+    report.bar("promised contains_gold", answer["contains_gold"], _CONTAINS_GOLD_BAR, "", at_least=True)
+    report.bar("at so many characters", answer["mean_chars"], _CHARACTERS_BAR, "characters")
 
 
 def measure_forms(report: Report, pool: Pool, rows: Sequence[Question]) -> None:
