@@ -63,5 +63,8 @@ def add_adapter(model: nn.Module, settings: LoraSettings, *, seed: int, task: st
 def save_adapter(model: nn.Module, folder: Path, *, base: str) -> None:
     """Write the adapter into a folder, with the name of the model that it belongs to."""
     adapted = cast("Any", model)
-    adapted.peft_config["default"].base_model_name_or_path = base
+    settings = adapted.peft_config["default"]
+    settings.base_model_name_or_path = base
+    # PEFT 0.21 keeps a set, whose order differs between processes: the same adapter would have another digest
+    settings.target_modules = sorted(settings.target_modules)
     adapted.save_pretrained(str(folder))

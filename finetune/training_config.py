@@ -39,9 +39,9 @@ class TrainingConfig(Config):
     """A training run of a model."""
 
     free: ClassVar[frozenset[str]] = frozenset(
-        {"output", "evaluation", "gate", "doctor", "checkpoint_steps", "log_steps", "device"}
+        {"output", "train", "evaluation", "gate", "doctor", "checkpoint_steps", "log_steps", "device"}
     )
-    """settings that do not change what the weights become"""
+    """settings that do not change what the weights become; of the training files the rows count, not their names"""
 
     model: str = Field(min_length=1, description="directory or model id that training starts from")
     output: Path = Field(description="directory of the run: candidate, checkpoints, report")

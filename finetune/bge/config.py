@@ -55,8 +55,6 @@ class RetrievalTrainingConfig(TrainingConfig):
 class BgeTrainingConfig(RetrievalTrainingConfig):
     """A training run of a BGE retriever."""
 
-    # of the training files the rows count, not their names
-    free: ClassVar[frozenset[str]] = RetrievalTrainingConfig.free | {"train"}
     forward_tokens: ClassVar[Mapping[str, int]] = {"cpu": 1_024, "cuda": 16_384}
 
     method: Method = Field(default="full", description="all weights, or a LoRA adapter beside frozen ones")

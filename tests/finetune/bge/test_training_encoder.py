@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from training_tasks import training_config
 
 from chains.bge.directory import read_model_directory
-from finetune.bge.encoder import training_encoder
+from finetune.bge.encoder import save_candidate, training_encoder
 from loaders.errors import RagProjError
 
 
@@ -34,3 +35,10 @@ def test_adapter_targets_that_no_layer_has_are_refused(tiny_model: Path) -> None
     config = training_config(tiny_model, Path("o"), method="lora", lora={"targets": ["q_proj"]})
     with pytest.raises(RagProjError, match="q_proj"):
         training_encoder(config, read_model_directory(tiny_model), "cpu")
+
+
+def test_an_adapter_is_written_alike_by_every_process(tiny_model: Path, tmp_path: Path) -> None:
+    config, directory = training_config(tiny_model, tmp_path, method="lora"), read_model_directory(tiny_model)
+    save_candidate(training_encoder(config, directory, "cpu"), tmp_path / "adapter", directory, config)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["target_modules"] == sorted(config.lora.targets)  # PEFT's own order is that of a set
