@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +9,10 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra [models]")
 pytest.importorskip("transformers", reason="needs the extra [models]")
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # for `generation_tasks` and `training_tasks`
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny matrices are slower on two threads, and much slower where the other core is taken."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(one_thread: None) -> None:
+    pass
 
 
 @pytest.fixture(scope="session")
