@@ -55,7 +55,7 @@ class GenerationDataConfig(Config):
         default=0.15, ge=0, le=1, description="further rows whose references do not answer, as a share of the others"
     )
     empty_share: float = Field(
-        default=0.02, ge=0, le=1, description="further rows without any reference, as a share of the others; refused"
+        default=0.02, ge=0, le=1, description="further training rows without a reference, as a share of the others"
     )
     follow_up_share: float = Field(
         default=0.1, ge=0, le=1, description="rows turned into the second question of a conversation, where they can be"
@@ -134,7 +134,9 @@ def make_generation_rows(
         rows = {}
         for name, is_dev in zip(OUTPUTS, (False, True), strict=True):
             here = [one for one, dev in zip(kept, sides, strict=True) if dev == is_dev]
-            made = derive(here, config, counts, progress=progress)
+            # where there is no reference the chain refuses without asking a model: on dev such rows measure nothing
+            how = config.model_copy(update={"empty_share": 0.0}) if is_dev else config
+            made = derive(here, how, counts, progress=progress)
             rows["dev" if is_dev else "train"] = write_rows(folder / name, made)
             _measure(lengths, made)
         report = _report(config, counts, rows, lengths)

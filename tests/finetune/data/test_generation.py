@@ -100,6 +100,14 @@ def test_refusals_have_no_reference_that_answers(tmp_path: Path) -> None:
         assert not any(answers[question] in text for text in row.references)
 
 
+def test_rows_without_references_which_no_model_is_asked_are_not_measured_on(tmp_path: Path) -> None:
+    report, rows = made(tmp_path, fact_rows(), empty_share=0.5, dev_share=0.5)
+    dev = read_generation_rows([tmp_path / "out" / "generation_dev.jsonl"])
+    assert dev
+    assert all(row.references for row in dev)
+    assert sum(not row.references for row in rows) == report["derived"]["empty"] > 0
+
+
 def test_follow_ups_put_the_name_both_questions_share_as_it(tmp_path: Path) -> None:
     report, rows = made(tmp_path, fact_rows(), follow_up_share=0.5)
     followed = [row for row in rows if row.history]
