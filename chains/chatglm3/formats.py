@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_core.messages import BaseMessage, ToolCall, convert_to_openai_messages
 
 from chains.chatglm3.prompt import AnswerReader, ChatGLM3Tokenizer, prompt_ids, turns_of
 from chains.chatglm3.settings import ConversionError
 from chains.chatglm3.texts import PieceDecoder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # marks a text that must not become a special token while a template is rendered; no document has it
 _MARK = "\U000f0000"
@@ -85,7 +88,11 @@ class _ChatGLM3Reader:
 
 
 class TemplateFormat:
-    """Any model's: the chat template of its tokenizer. Special tokens in messages stay text here as well."""
+    """Any model's: the chat template of its tokenizer. Special tokens in messages stay text here as well.
+
+    So do other added tokens by which a template marks parts of a turn (Qwen's `<think>`, `<tool_call>`), in all but the
+    assistant's own turns: a template takes these apart by them.
+    """
 
     def __init__(self, directory: Path) -> None:
         from transformers import AutoTokenizer
@@ -102,11 +109,12 @@ class TemplateFormat:
                 f"{directory} 的分词器没有对话模板，这不是对话模型",
                 f"the tokenizer of {directory} has no chat template: it is no chat model",
             )
-        added = self._tokenizer.added_tokens_decoder.items()
-        self._specials = {token.content: number for number, token in added if token.special}
-        longest_first = sorted(self._specials, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)()")
+        added = self._tokenizer.added_tokens_decoder
+        self._numbers = {token.content: number for number, token in added.items()}
+        self._added = _any_of(self._numbers)
+        self._special = _any_of(token.content for token in added.values() if token.special)
         self._plain = self._tokenizer.backend_tokenizer
+        self._text = _without_added_tokens(self._plain)
 
     def prompt(self, messages: Sequence[BaseMessage], tools: Sequence[Mapping[str, Any]]) -> list[int]:
         """Ids of a conversation whose next turn is the model's."""
@@ -119,22 +127,24 @@ class TemplateFormat:
         def unmark(text: str) -> str:
             return _MARKED.sub(lambda match: typed[int(match[1])], text)
 
-        plain = json.dumps(convert_to_openai_messages(list(messages)))
-        marked = json.loads(plain, object_hook=lambda item: _replaced(item, self._special, mark))
+        marked = [
+            _replaced(message, self._special if message["role"] == "assistant" else self._added, mark)
+            for message in convert_to_openai_messages(list(messages))
+        ]
         arguments: dict[str, Any] = {"tools": list(tools)} if tools else {}
         text = str(self._tokenizer.apply_chat_template(marked, add_generation_prompt=True, tokenize=False, **arguments))
         if not typed:
             whole: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
             return whole
-        # what stands between the template's own special tokens is text
+        # what stands between the template's own tokens is text
         ids: list[int] = []
-        for part in self._special.split(text):
-            ids += [self._specials[part]] if part in self._specials else self.encode(unmark(part)) if part else []
+        for part in self._added.split(text):
+            ids += [self._numbers[part]] if part in self._numbers else self.encode(unmark(part)) if part else []
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text by itself, special tokens in it taken as text."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Ids of a text by itself, added tokens in it taken as text."""
+        ids: list[int] = self._text.encode(text, add_special_tokens=False).ids
         return ids
 
     def reader(self, *, tools: bool) -> Reader:
@@ -142,12 +152,27 @@ class TemplateFormat:
         return _PlainReader(PieceDecoder(self._plain))
 
 
-def _replaced(item: dict[str, Any], pattern: re.Pattern[str], by: Callable[[re.Match[str]], str]) -> dict[str, Any]:
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Matches each of the tokens, the longest there is, as a group."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)()")
+
+
+def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that knows no added tokens; `split_special_tokens` would still let through those that are not special."""
+    from tokenizers import Tokenizer
+
+    content = {**json.loads(tokenizer.to_str()), "added_tokens": [], "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _replaced(item: Any, pattern: re.Pattern[str], by: Callable[[re.Match[str]], str]) -> Any:
     """A message, or a part of one, with what matches in its texts replaced."""
-    return {
-        key: pattern.sub(by, value.replace(_MARK, "")) if isinstance(value, str) and key != "role" else value
-        for key, value in item.items()
-    }
+    if isinstance(item, str):
+        return pattern.sub(by, item.replace(_MARK, ""))
+    if isinstance(item, dict):
+        return {key: value if key == "role" else _replaced(value, pattern, by) for key, value in item.items()}
+    return [_replaced(value, pattern, by) for value in item] if isinstance(item, list) else item
 
 
 class _PlainReader:
