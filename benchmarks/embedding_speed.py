@@ -1,12 +1,16 @@
 """How fast passages and questions are embedded on a CPU: our engines, FlagModel and sentence-transformers.
 
     python -m benchmarks.embedding_speed                    # bge-base shape, 128 passages; 15 minutes on 2 quiet cores
-    python -m benchmarks.embedding_speed --passages 16 --once --results DIR           # a trial
+    python -m benchmarks.embedding_speed --passages 32 --once --only passages         # 4 minutes
 
 The same random weights, the same CMRC passages, the same cut at 512 tokens; each contender has a process of its own
-and embeds a few passages before the clock starts. Peers run at batch 32 and FlagModel also at its default, 256. Tokens
-are those that reach the model, without padding. Cosines are to sentence-transformers in float32. Every contender runs
-twice, in turn, its quicker run counts; processor time tells how much a neighbour on the machine disturbed the clock.
+and embeds a few passages before the clock starts. Tokens are those that reach the model, without padding. Cosines are
+to sentence-transformers in float32. Every contender runs twice, in turn, its quicker run counts; processor time tells
+how much a neighbour on the machine disturbed the clock.
+
+FlagModel (FlagEmbedding 1.4.2) runs as it comes, with batches of 256, and with batches of 8, which suit a CPU best. It
+computes its first batch twice, the first time to try the memory: up to 256 passages cost it double as it comes, while
+batches of 8 make that a fraction. Both ratios are judged by the same bar.
 """
 
 from __future__ import annotations
@@ -26,12 +30,12 @@ from benchmarks.material import DATA
 from benchmarks.measuring import latency, run_child, serve_child
 from benchmarks.random_models import build_bert
 from chains.bge.directory import CHINESE_INSTRUCTION
-from chains.bge.int8 import has_vnni
+from chains.bge.engines import has_vnni
 
-ENGINES = ("torch", "torch_int8", "openvino", *(["openvino_int8"] if has_vnni() else []))
+ENGINES = ("torch", "onnx_int8", *(["openvino", "openvino_int8"] if has_vnni() else []))
 PEERS = {
-    "FlagModel, batch 32": ("flag", 32),
-    "FlagModel, batch 256": ("flag", 256),
+    "FlagModel as it comes, batch 256": ("flag", 256),
+    "FlagModel, batch 8": ("flag", 8),
     "sentence-transformers": ("st", 32),
 }
 SPEED_BAR, COSINE_BAR = 5.0, 0.999
@@ -111,18 +115,19 @@ def measure_passages(report: Report, model: Path, passages: int, scratch: Path, 
             if name not in best or figures["seconds"] < best[name]["seconds"]:
                 best[name] = figures
     reference = np.load(scratch / "sentence-transformers.npy")
-    flag = tokens / min(figures["seconds"] for name, figures in best.items() if name.startswith("FlagModel"))
-    flag_cpu = tokens / min(figures["cpu_s"] for name, figures in best.items() if name.startswith("FlagModel"))
-    speeds: dict[str, float] = {}
+    flags = [name for name in PEERS if name.startswith("FlagModel")]
+    quickest = 0.0
     for name, figures in best.items():
         cosine = float((np.load(scratch / f"{name}.npy") * reference).sum(axis=1).min())
         speed = tokens / figures["seconds"]
         if name in ENGINES and cosine >= COSINE_BAR:
-            speeds[name] = speed / flag
-        row = {"tokens_s": speed, "to_flagmodel": speed / flag, "tokens_cpu_s": tokens / figures["cpu_s"]}
-        row |= {"to_flagmodel_cpu": row["tokens_cpu_s"] / flag_cpu, "peak_mb": figures["peak_mb"], "min_cosine": cosine}
-        report.add(f"passages: {passages}, {tokens} tokens", contender=name, **row)
-    report.bar("fastest engine, times the quicker FlagModel", max(speeds.values()), SPEED_BAR, "x", at_least=True)
+            quickest = max(quickest, speed)
+        ratios = {f"to_{flag}": best[flag]["seconds"] / figures["seconds"] for flag in flags}
+        row = {"tokens_s": speed, **ratios, "tokens_cpu_s": tokens / figures["cpu_s"], "peak_mb": figures["peak_mb"]}
+        report.add(f"passages: {passages}, {tokens} tokens", contender=name, **row, min_cosine=cosine)
+    for flag in flags:
+        ratio = quickest * best[flag]["seconds"] / tokens
+        report.bar(f"fastest engine, times {flag}", ratio, SPEED_BAR, "x", at_least=True)
 
 
 def measure_questions(report: Report, models: dict[str, Path]) -> None:

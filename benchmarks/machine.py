@@ -16,7 +16,16 @@ from typing import Any, Self
 RESULTS = Path(__file__).resolve().parent / "results"
 _PACKAGES = (
     *("faiss-cpu", "faiss-gpu", "tantivy", "numpy", "langchain-core", "langchain-community"),
-    *("torch", "transformers", "tokenizers", "sentence-transformers", "FlagEmbedding", "openvino", "peft"),
+    *(
+        "torch",
+        "transformers",
+        "tokenizers",
+        "sentence-transformers",
+        "FlagEmbedding",
+        "onnxruntime",
+        "openvino",
+        "peft",
+    ),
 )
 
 Row = dict[str, Any]

@@ -30,7 +30,7 @@ class BgeEmbeddingsConfig(Config):
     type: Literal["bge"] = Field(default="bge", alias="_type")
     model: str = Field(min_length=1, description="directory of the model, or a model id such as BAAI/bge-base-zh-v1.5")
     adapter: str | None = Field(default=None, description="directory of a LoRA adapter trained on it")
-    engine: Literal["auto", "torch", "torch_int8", "openvino", "openvino_int8"] = Field(
+    engine: Literal["auto", "torch", "onnx_int8", "openvino", "openvino_int8"] = Field(
         default="auto", description="what computes; auto measures those that agree with float32 and takes the fastest"
     )
     query_instruction: str | None = Field(

@@ -44,6 +44,15 @@ class TokenLimited(Protocol):
 
 
 @runtime_checkable
+class Cutting(Protocol):
+    """An embedder that cuts texts that are too long for it, and counts them."""
+
+    @property
+    def cut_texts(self) -> int:
+        """How many of the texts embedded so far were cut."""
+
+
+@runtime_checkable
 class ArrayEmbeddings(Protocol):
     """An embedder that returns an array, sparing the detour over lists of Python floats."""
 
@@ -102,6 +111,11 @@ def token_counter(embeddings: Embeddings) -> Callable[[str], int]:
 def _estimated_tokens(text: str) -> int:
     wide = sum(character > "\u2e7f" for character in text)
     return wide + (len(text) - wide + 3) // 4
+
+
+def cut_texts(embeddings: Embeddings) -> int:
+    """How many of the texts embedded so far were cut; 0 for an embedder that does not say."""
+    return embeddings.cut_texts if isinstance(embeddings, Cutting) else 0
 
 
 def max_tokens(embeddings: Embeddings) -> int | None:

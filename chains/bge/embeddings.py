@@ -91,6 +91,7 @@ class BGEEmbeddings(Embeddings):
         self._encoder: torch.nn.Module | None = None
         self._pool: EnginePool | None = None
         self._factories: list[EngineFactory] = []
+        self._cut_texts = 0
         self._lock = threading.Lock()
 
     @property
@@ -127,6 +128,11 @@ class BGEEmbeddings(Embeddings):
         """Tokens of a text, [CLS] and [SEP] not counted."""
         return self.tokenizer.count(text)
 
+    @property
+    def cut_texts(self) -> int:
+        """How many texts so far were longer than the model sees: their ends are in no vector."""
+        return self._cut_texts
+
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector per text, in order; an empty list for no texts."""
         vectors: list[list[float]] = self.embed_documents_array(texts).tolist()
@@ -151,7 +157,8 @@ class BGEEmbeddings(Embeddings):
         start = 0
         windows = [unique[at : at + _WINDOW] for at in range(0, len(unique), _WINDOW)]
         with _evaluating(self._encoder):
-            for rows in ahead(self._token_ids, windows):
+            # a thread that tokenizes ahead is worth starting where there is something ahead
+            for rows in ahead(self._token_ids, windows) if len(windows) > 1 else map(self._token_ids, windows):
                 vectors[start : start + len(rows)] = self._opened().embed(rows, self.directory.dimensions)
                 start += len(rows)
         if len(unique) == len(texts):
@@ -165,10 +172,12 @@ class BGEEmbeddings(Embeddings):
         return [truncated(ids, self.max_length) for ids in whole]
 
     def _report_long(self, texts: Sequence[str], whole: Sequence[Sequence[int]]) -> None:
-        """Log how many texts lose their end, and by how much."""
+        """Count the texts that lose their end, and log by how much."""
         lengths = [len(ids) for ids in whole]
         long = [index for index, length in enumerate(lengths) if length > self.max_length]
         if long:
+            with self._lock:
+                self._cut_texts += len(long)
             longest = max(long, key=lengths.__getitem__)
             logger.warning(
                 "%d of %d texts are longer than the %d tokens the model sees, their ends are not in the vectors;"

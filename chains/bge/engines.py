@@ -26,15 +26,35 @@ from loaders.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from chains.bge.int8 import Part
+    from chains.bge.onnx_graph import Part
 
 logger = logging.getLogger(__name__)
 
-EngineName = Literal["auto", "torch", "torch_int8", "openvino", "openvino_int8"]
+EngineName = Literal["auto", "torch", "onnx_int8", "openvino", "openvino_int8"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 LEAST_COSINE = 0.999
 """Of an engine's vectors to the reference's, the lowest over the probe; an engine below it refuses itself."""
+
+
+@dataclass(frozen=True)
+class _Library:
+    """What has to be installed for an engine."""
+
+    names: str
+    """Modules, separated by spaces."""
+    extra: str
+
+    @property
+    def installed(self) -> bool:
+        return all(importlib.util.find_spec(name) is not None for name in self.names.split())
+
+
+_LIBRARIES: dict[str, _Library] = {
+    "onnx_int8": _Library("onnxruntime onnx", extra="models"),
+    "openvino": _Library("openvino", extra="openvino"),
+    "openvino_int8": _Library("openvino", extra="openvino"),
+}
 
 # With all layers in 8 bits first; what a model's outliers spoil most often is computed in float32 then.
 _INT8_ATTEMPTS: tuple[tuple[Part, ...], ...] = ((), ("down",), ("down", "output"))
@@ -158,7 +178,11 @@ class EngineFactory:
         best: tuple[float, EngineName, Engine] = (self._speed(self._reference), "torch", self._reference)
         measured = {"torch": best[0]}
         for name in self._candidates:
-            engine = self._build(name)
+            try:
+                engine = self._build(name)
+            except ModelDirectoryError as error:
+                logger.info("engine %s is left out: %s", name, error)
+                continue
             cosine = self._cosine(engine)
             if cosine < LEAST_COSINE:
                 logger.info("engine %s refuses itself: cosine %.5f, below %s", engine.name, cosine, LEAST_COSINE)
@@ -174,26 +198,26 @@ class EngineFactory:
     @property
     def _candidates(self) -> tuple[EngineName, ...]:
         """Engines for a CPU whose libraries are installed."""
-        from chains.bge.int8 import has_vnni
-
-        if importlib.util.find_spec("openvino") is None:
-            return ("torch_int8",)
-        # without VNNI OpenVINO computes 8-bit weights in float32, slower than its float32 form
-        return ("torch_int8", "openvino_int8" if has_vnni() else "openvino")
+        # without VNNI OpenVINO computes 8-bit weights in float32, which takes twice as long
+        names: tuple[EngineName, ...] = ("onnx_int8", "openvino_int8") if has_vnni() else ("onnx_int8",)
+        return tuple(name for name in names if _LIBRARIES[name].installed)
 
     def _build(self, name: EngineName) -> Engine:
-        if name == "torch_int8":
-            return self._torch_int8()
-        if importlib.util.find_spec("openvino") is None:
+        library = _LIBRARIES[name]
+        if not library.installed:
+            extra = f"pip install 'ragproj[{library.extra}]'"
             raise ModelDirectoryError(
-                f"engine {name} 需要 openvino：pip install 'ragproj[openvino]'，或改用 engine: auto",
-                f"engine {name} needs openvino: pip install 'ragproj[openvino]', or set engine: auto",
+                f"engine {name} 需要 {library.names}：{extra}，或改用 engine: auto",
+                f"engine {name} needs {library.names}: {extra}, or set engine: auto",
             )
+        return self._onnx_int8() if name == "onnx_int8" else self._openvino(name)
+
+    def _openvino(self, name: EngineName) -> Engine:
         import torch
 
-        from chains.bge.openvino import OpenVinoEngine, exported
+        from chains.bge.openvino import OpenVinoEngine, exported_model
 
-        graph = exported(self._directory, self._digest, lambda: self._encoder, int8=name == "openvino_int8")
+        graph = exported_model(self._directory, self._digest, lambda: self._encoder, int8=name == "openvino_int8")
         engine = OpenVinoEngine(graph, pad_id=self._tokenizer.pad_id, threads=torch.get_num_threads())
         return SimpleEngine(name, engine.embed, parallel=False)
 
@@ -208,14 +232,16 @@ class EngineFactory:
         encoder = load_encoder(self._directory, self._adapter, dtype=dtype, device=self._device, merge=True)
         return TorchEngine(encoder, self._directory, pad_id=self._tokenizer.pad_id)
 
-    def _torch_int8(self) -> Engine:
+    def _onnx_int8(self) -> Engine:
         """The 8-bit engine with as few layers in float32 as agreement takes; the last attempt where none agrees."""
-        from chains.bge.int8 import Int8Encoder
+        from chains.bge.onnx_engine import OnnxEngine, exported_graph
 
         for exact_parts in _INT8_ATTEMPTS:
-            encoder = Int8Encoder(self._encoder, self._directory, exact_parts=exact_parts)
+            graph = exported_graph(
+                self._directory, self._digest, lambda: self._encoder, wide_sums=has_vnni(), exact_parts=exact_parts
+            )
             suffix = "".join(f", {part} in float32" for part in exact_parts)
-            engine = SimpleEngine(f"torch_int8{suffix}", functools.partial(_as_array, encoder.embed), parallel=True)
+            engine = SimpleEngine(f"onnx_int8{suffix}", OnnxEngine(graph).embed, parallel=True)
             cosine = self._cosine(engine)
             if cosine >= LEAST_COSINE:
                 break
@@ -273,6 +299,15 @@ _PROBE = (
 )
 
 
+def has_vnni() -> bool:
+    """Whether the CPU adds up 8-bit products in 32 bits; false where that cannot be told."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
 def devices(named: str | None) -> list[str]:
     """The devices to compute on: those named, separated by commas; "cuda" is all GPUs; None is them or the CPU."""
     if named is not None and named != "cuda":
@@ -295,15 +330,11 @@ def _gpu_dtype(device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.float16
 
 
-def _as_array(compute: Callable[[Sequence[Sequence[int]]], torch.Tensor], rows: Sequence[Sequence[int]]) -> Vectors:
-    return np.asarray(compute(rows).numpy(), dtype=np.float32)
-
-
 def _notes_path(directory: ModelDirectory, weights: str, candidates: Sequence[str]) -> Path:
     """Where the choice for these weights on this machine is noted; other versions or cores choose anew."""
     import torch
 
-    from chains.bge.openvino import cache_directory
+    from chains.bge.exports import cache_directory
 
     machine = (platform.machine(), platform.node(), os.cpu_count(), torch.get_num_threads(), torch.__version__)
     key = hashlib.sha256(repr((weights, machine, tuple(candidates))).encode()).hexdigest()[:16]
@@ -315,7 +346,7 @@ def _read_note(path: Path) -> EngineName | None:
         name = json.loads(path.read_text(encoding="utf-8"))["engine"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return name if name in ("torch", "torch_int8", "openvino", "openvino_int8") else None
+    return name if name in ("torch", *_LIBRARIES) else None
 
 
 def _write_note(path: Path, engine: str, measured: dict[str, float]) -> None:

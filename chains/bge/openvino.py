@@ -6,12 +6,7 @@ activations token by token, which it does on CPUs with VNNI (2026.4: elsewhere i
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chains.bge.directory import ModelDirectory
+from chains.bge.exports import exported
 from chains.embeddings import Vectors
 
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
-
 _EXPORT_VERSION = 1  # of the graph: counted up when `encoder.embed` computes in another way
-_CACHE = ".ragproj"
 
 
 class OpenVinoEngine:
@@ -57,7 +50,7 @@ class OpenVinoEngine:
             return np.array(self._request.infer([ids, mask])[0], dtype=np.float32)
 
 
-def exported(directory: ModelDirectory, digest: str, load: Callable[[], torch.nn.Module], *, int8: bool) -> Path:
+def exported_model(directory: ModelDirectory, digest: str, load: Callable[[], torch.nn.Module], *, int8: bool) -> Path:
     """The exported graph of a model, made now where no earlier run left it.
 
     Args:
@@ -68,34 +61,14 @@ def exported(directory: ModelDirectory, digest: str, load: Callable[[], torch.nn
     """
     import openvino
 
-    settings = (digest, directory.pooling, directory.normalize, int8, openvino.__version__, _EXPORT_VERSION)
-    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-    graph = cache_directory(directory) / f"openvino-{'int8' if int8 else 'fp32'}-{key}.xml"
-    if not graph.is_file():
-        logger.info("exporting %s to %s", directory.path, graph)
+    def write(path: Path) -> None:
         model = _convert(load(), directory)
         if int8:
             _compress(model)
-        # the weights stand in a file of the same name; the graph, renamed last, makes both valid
-        temporary = graph.with_name(f"{uuid.uuid4().hex}.xml")
-        openvino.save_model(model, temporary, compress_to_fp16=False)
-        temporary.with_suffix(".bin").replace(graph.with_suffix(".bin"))
-        temporary.replace(graph)
-    return graph
+        openvino.save_model(model, path, compress_to_fp16=False)
 
-
-def cache_directory(directory: ModelDirectory) -> Path:
-    """Where what is derived from a model is kept: beside it, or in the user's cache where that cannot be written."""
-    beside = directory.path / _CACHE
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (beside, home / "ragproj" / directory.path.name):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except OSError:
-            logger.info("%s cannot be written", folder)
-    return Path(tempfile.mkdtemp(prefix="ragproj-"))
+    name = f"openvino-{'int8' if int8 else 'fp32'}.xml"
+    return exported(directory, name, (digest, int8, openvino.__version__, _EXPORT_VERSION), write)
 
 
 def _convert(encoder: torch.nn.Module, directory: ModelDirectory) -> Any:

@@ -111,6 +111,12 @@ def test_vectors_do_not_depend_on_order_or_repeats(bert: Path) -> None:
     assert np.allclose(shuffled, np.concatenate([once[::-1], once]), atol=1e-6)
 
 
+def test_eight_bit_vectors_do_not_depend_on_the_texts_beside(bert: Path) -> None:
+    embeddings = BGEEmbeddings(bert, engine="onnx_int8")
+    alone = np.concatenate([embeddings.embed_documents_array([text]) for text in TEXTS])
+    assert np.allclose(embeddings.embed_documents_array(TEXTS), alone, atol=1e-6)
+
+
 def test_no_texts_are_an_empty_array(bert: Path) -> None:
     assert BGEEmbeddings(bert, engine="torch").embed_documents_array([]).shape == (0, 64)
 
@@ -127,7 +133,9 @@ def test_texts_that_are_cut_are_reported(bert: Path, caplog: pytest.LogCaptureFi
     embeddings = BGEEmbeddings(bert, engine="torch", max_length=16)
     embeddings.embed_documents(["短", "长" * 14])
     assert caplog.text == ""
+    assert embeddings.cut_texts == 0
     embeddings.embed_documents(["短", "知" * 15, "知" * 30])
+    assert embeddings.cut_texts == 2
     assert "2 of 3 texts are longer than the 16 tokens" in caplog.text
     assert "the longest has 32 tokens" in caplog.text  # 30 and [CLS], [SEP]
 
@@ -154,7 +162,7 @@ def test_the_fingerprint_is_the_same_for_every_engine_and_copy(bert: Path, tmp_p
 
     shutil.copytree(bert, tmp_path / "copy")
     prints = {BGEEmbeddings(bert, engine="torch").fingerprint, BGEEmbeddings(tmp_path / "copy").fingerprint}
-    assert prints == {BGEEmbeddings(bert, engine="torch_int8").fingerprint}
+    assert prints == {BGEEmbeddings(bert, engine="onnx_int8").fingerprint}
 
 
 def test_weights_in_memory_embed_as_they_change(bert: Path) -> None:

@@ -36,7 +36,7 @@ def lowest_cosine(vectors: Any, reference: Any) -> float:
     return float((vectors * reference).sum(axis=1).min())
 
 
-@pytest.mark.parametrize(("engine", "bar"), [("torch_int8", 0.999), ("openvino", 0.9999), ("openvino_int8", 0.999)])
+@pytest.mark.parametrize(("engine", "bar"), [("onnx_int8", 0.999), ("openvino", 0.9999), ("openvino_int8", 0.999)])
 def test_engines_agree_with_float32(bert: Path, reference: Any, engine: Any, bar: float) -> None:
     if engine.startswith("openvino"):
         pytest.importorskip("openvino")
@@ -48,9 +48,7 @@ def test_engines_agree_with_float32(bert: Path, reference: Any, engine: Any, bar
 def test_eight_bits_hold_for_bge_m3_and_adapters(xlm_roberta: Path, bert: Path, adapter: Path) -> None:
     for arguments in ({"model": xlm_roberta}, {"model": bert, "adapter": adapter}):
         exact = BGEEmbeddings(engine="torch", **arguments).embed_documents_array(TEXTS)
-        assert (
-            lowest_cosine(BGEEmbeddings(engine="torch_int8", **arguments).embed_documents_array(TEXTS), exact) > 0.999
-        )
+        assert lowest_cosine(BGEEmbeddings(engine="onnx_int8", **arguments).embed_documents_array(TEXTS), exact) > 0.999
 
 
 def test_eight_bits_follow_mean_pooling(bert: Path, tmp_path: Path) -> None:
@@ -60,7 +58,7 @@ def test_eight_bits_follow_mean_pooling(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "mean" / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
     exact = BGEEmbeddings(tmp_path / "mean", engine="torch").embed_documents_array(TEXTS)
     assert (
-        lowest_cosine(BGEEmbeddings(tmp_path / "mean", engine="torch_int8").embed_documents_array(TEXTS), exact) > 0.999
+        lowest_cosine(BGEEmbeddings(tmp_path / "mean", engine="onnx_int8").embed_documents_array(TEXTS), exact) > 0.999
     )
 
 
@@ -68,10 +66,10 @@ def test_an_engine_below_the_bar_refuses_itself(
     bert: Path, reference: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("chains.bge.engines.LEAST_COSINE", 1.1)
-    embeddings = BGEEmbeddings(bert, engine="torch_int8")
+    embeddings = BGEEmbeddings(bert, engine="onnx_int8")
     with caplog.at_level(logging.INFO):
         vectors = embeddings.embed_documents_array(TEXTS)
-    assert "torch_int8, down in float32, output in float32 refuses itself" in caplog.text
+    assert "onnx_int8, down in float32, output in float32 refuses itself" in caplog.text
     assert embeddings.engine.name == "torch cpu float32"
     assert np.array_equal(vectors, reference)
 
@@ -81,7 +79,7 @@ def test_auto_remembers_what_it_measured_beside_the_model(
 ) -> None:
     from bge_models import build_bert
 
-    monkeypatch.setattr(EngineFactory, "_candidates", ("torch_int8",))
+    monkeypatch.setattr(EngineFactory, "_candidates", ("onnx_int8",))
     model = build_bert(tmp_path / "model", layers=1)
     with caplog.at_level(logging.INFO):
         first = BGEEmbeddings(model).engine.name
@@ -90,13 +88,15 @@ def test_auto_remembers_what_it_measured_beside_the_model(
     assert "fastest here that agrees" in caplog.text
     assert "the fastest of an earlier run" in caplog.text
     (note,) = (model / ".ragproj").glob("engine-*.json")
-    assert set(json.loads(note.read_text(encoding="utf-8"))["tokens_per_second"]) == {"torch", "torch_int8"}
+    assert set(json.loads(note.read_text(encoding="utf-8"))["tokens_per_second"]) == {"torch", "onnx_int8"}
 
 
 def test_an_engine_whose_library_is_missing_says_what_to_install(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelDirectoryError, match=r"ragproj\[openvino\]"):
         BGEEmbeddings(bert, engine="openvino").embed_query("问题")
+    with pytest.raises(ModelDirectoryError, match=r"onnxruntime onnx: pip install 'ragproj\[models\]'"):
+        BGEEmbeddings(bert, engine="onnx_int8").embed_query("问题")
 
 
 def test_two_devices_give_the_vectors_of_one(bert: Path, reference: Any) -> None:
