@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import math
 import re
@@ -25,8 +26,10 @@ SEPARATORS = (
     rf"[，,：:]{_CLOSERS}",
     r"、",
     r"\s",
-    "",
 )
+CONTEXT_TOKENS = 96
+"""The most that title, headings and table header take from what an embedder sees of a chunk, in tokens."""
+_TOKEN = re.compile(r"[A-Za-z0-9]{1,4}|\S")  # about one of a WordPiece vocabulary
 _SENTENCE_END = re.compile(rf"[。！？!?…；;]+{_CLOSERS}|\.(?=\s)|\n")
 
 Length = Callable[[str], int]
@@ -77,14 +80,15 @@ def embedding_text(chunk: Document) -> str:
     """What is embedded and indexed for a chunk: title, sheet and headings, table header, then its text.
 
     The title stands in front even where the chunk opens with it: every chunk of a document then leans the same way
-    (recall@1 of 128-token chunks on the CMRC training questions .955 -> .962).
+    (recall@1 of 128-token chunks on the CMRC training questions .955 -> .962). Together they are cut to
+    `CONTEXT_TOKENS`: the header of a wide table alone would else be all that an embedder sees of each of its rows.
     """
     return text_with_context(chunk.page_content, chunk.metadata)
 
 
 def text_with_context(text: str, metadata: Mapping[str, Any]) -> str:
     """`embedding_text` of a chunk given by its parts: making a Document takes longer than this."""
-    return "\n".join([*_names(metadata), *_table_header(text, metadata), text])
+    return "\n".join([*_shortened([*_names(metadata), *_table_header(text, metadata)]), text])
 
 
 def context_lines(chunk: Document) -> list[str]:
@@ -104,6 +108,16 @@ def _names(metadata: Mapping[str, Any]) -> list[str]:
 def _table_header(text: str, metadata: Mapping[str, Any]) -> list[str]:
     header = metadata.get("table_header")
     return [header] if isinstance(header, str) and header and not text.startswith(header) else []
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    """The lines, the longest cut until all together have no more than `CONTEXT_TOKENS`."""
+    if sum(map(len, lines)) <= CONTEXT_TOKENS:  # a token has at least one character
+        return lines
+    ends = [[token.end() for token in _TOKEN.finditer(line)] for line in lines]
+    fitting = (most for most in range(CONTEXT_TOKENS, 0, -1) if sum(min(len(e), most) for e in ends) <= CONTEXT_TOKENS)
+    most = next(fitting, 1)
+    return [line if len(e) <= most else line[: e[most - 1]] for line, e in zip(lines, ends, strict=True)]
 
 
 def _location(marks: list[dict[str, Any]], starts: list[int], offset: int) -> dict[str, Any]:
@@ -135,8 +149,6 @@ def _blocks(text: str, marks: list[dict[str, Any]], size: int, length: Length) -
 
 def _spans(text: str, low: int, high: int, config: SplitterConfig, length: Length) -> Iterator[tuple[int, int]]:
     """(start, end) of the chunks of one block, trimmed of white space, none of them blank."""
-    from langchain_text_splitters import RecursiveCharacterTextSplitter
-
     block = text[low:high]
     # by sentence: tokens of a whole are fewer than those of its parts, and parts are what chunks are filled with
     ends = [0, *(end.end() for end in _SENTENCE_END.finditer(block)), len(block)]
@@ -146,17 +158,7 @@ def _spans(text: str, low: int, high: int, config: SplitterConfig, length: Lengt
         # even shares instead of full chunks and a crumb; an eighth of slack so that sentences fit
         room = config.chunk_size - config.chunk_overlap
         share = math.ceil(total / math.ceil(total / room) * 1.125)
-        splitter = RecursiveCharacterTextSplitter(
-            chunk_size=min(room, share),
-            chunk_overlap=0,  # overlapping pieces could not be told apart in repeated text; see _overlap
-            separators=list(SEPARATORS),
-            is_separator_regex=True,
-            keep_separator="end",
-            strip_whitespace=False,
-            # LangChain repeats pieces of no length (white space) in the next chunk: give each one at least 1
-            length_function=lambda piece: max(1, length(piece)) if piece else 0,
-        )
-        pieces = splitter.split_text(block)
+        pieces = list(_pieces(block, min(room, share), length))
         assert sum(map(len, pieces)) == len(block), "pieces must be a partition of the block"
     position = before = low
     for piece in pieces:
@@ -166,6 +168,59 @@ def _spans(text: str, low: int, high: int, config: SplitterConfig, length: Lengt
         if start < end:
             yield _overlap(text, before, start, config.chunk_overlap, length), end
             before = start + 1  # a chunk never repeats the whole of the one before it
+
+
+def _pieces(block: str, size: int, length: Length) -> Iterator[str]:
+    """A block cut at the coarsest separators that give pieces of at most `size` tokens."""
+    from langchain_text_splitters import RecursiveCharacterTextSplitter
+
+    # LangChain asks for the length of each part again and again. It repeats parts of no length (white space) in the
+    # next piece: give each one at least 1
+    counted = functools.cache(lambda part: max(1, length(part)) if part else 0)
+    splitter = RecursiveCharacterTextSplitter(
+        chunk_size=size,
+        chunk_overlap=0,  # overlapping pieces could not be told apart in repeated text; see _overlap
+        separators=list(SEPARATORS),
+        is_separator_regex=True,
+        keep_separator="end",
+        strip_whitespace=False,
+        length_function=counted,
+    )
+    for piece in splitter.split_text(block):
+        if counted(piece) <= size:
+            yield piece
+        else:
+            yield from _windows(piece, size, length)
+
+
+def _windows(stretch: str, size: int, length: Length) -> Iterator[str]:
+    """A stretch without separators, cut wherever `size` tokens are full; a single character is never cut.
+
+    LangChain's own way, the separator "", counts the tokens of every character: minutes for a megabyte.
+    """
+    start, width = 0, size
+    while start < len(stretch):
+        width = _width(stretch[start : start + 16 * size], width, size, length)
+        yield stretch[start : start + width]
+        start += width
+
+
+def _width(stretch: str, guess: int, size: int, length: Length) -> int:
+    """How many of the first characters of a stretch, at least one, have `size` tokens at most.
+
+    Found around a guess, which is the number for the piece before: neighbours mostly agree.
+    """
+    fits, fails, step = 1, len(stretch) + 1, 1
+    width = min(guess, len(stretch))
+    while fails - fits > 1:
+        if length(stretch[:width]) <= size:
+            fits, width = width, width + step
+        else:
+            fails, width = width, width - step
+        step *= 2
+        if not fits < width < fails:  # stepped over what is known by now
+            width = (fits + fails) // 2
+    return fits
 
 
 def _overlap(text: str, low: int, start: int, tokens: int, length: Length) -> int:

@@ -16,7 +16,14 @@ from chains.lexical_embeddings import LexicalEmbeddings
 from loaders.config import Config
 from loaders.documents import LoaderConfig, load_documents
 from loaders.errors import ConfigError, LoadError
-from loaders.splitters import SplitterConfig, context_lines, embedding_text, split_document
+from loaders.splitters import (
+    CONTEXT_TOKENS,
+    SplitterConfig,
+    _windows,
+    context_lines,
+    embedding_text,
+    split_document,
+)
 
 Length = Callable[[str], int]
 _LEXICAL = LexicalEmbeddings(dimensions=64)
@@ -194,6 +201,47 @@ def test_a_decimal_point_is_no_sentence_end() -> None:
 def test_commas_are_cut_before_words() -> None:
     for chunk in split("春天来了，" * 60, chunk_size=32):
         assert chunk.page_content.endswith("，")
+
+
+# -- text without separators ---------------------------------------------------------------------------------------
+
+STRETCHES = {
+    "han": "劳动合同法规定用人单位应当依法建立和完善规章制度" * 60,
+    "one word": "abcdefghij" * 300,
+    "han and words": "模型ChatGLM3六十亿参数" * 90,
+    "dense, then sparse": "中" * 500 + "a" * 1500 + "文" * 500,
+    "emoji": "👨‍👩‍👧‍👦🇨🇳😀" * 120,
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("stretch", STRETCHES.values(), ids=STRETCHES.keys())
+def test_a_stretch_without_separators_is_cut_where_the_tokens_are_full(stretch: str, length: Length) -> None:
+    plain, start = [], 0  # one character more at a time
+    for end in range(1, len(stretch) + 1):
+        if length(stretch[start:end]) > 64:
+            plain.append(stretch[start : end - 1])
+            start = end - 1
+    assert list(_windows(stretch, 64, length)) == [*plain, stretch[start:]]
+
+
+@pytest.mark.parametrize("stretch", STRETCHES.values(), ids=STRETCHES.keys())
+def test_cutting_a_stretch_counts_few_tokens_more_than_once(stretch: str) -> None:
+    counted: list[int] = []
+
+    def counting(text: str) -> int:
+        counted.append(len(text))
+        return lexical(text)
+
+    text = stretch * 10
+    chunks = split(text, counting, chunk_size=128)
+    assert len(counted) < len(text) / 4  # LangChain's own way asks for each character, twice
+    assert sum(counted) < 60 * len(text)
+    assert len(counted) < 40 * len(chunks)
+
+
+def test_a_character_of_more_tokens_than_fit_stands_alone() -> None:
+    assert list(_windows("甲乙丙", 16, lambda text: 20 * len(text))) == ["甲", "乙", "丙"]
 
 
 # -- overlap -----------------------------------------------------------------------------------------------------
@@ -385,3 +433,27 @@ def test_real_documents_are_split_soundly(shared_data: Path) -> None:
                 assert chunk.metadata.get(key) == (marks[-1].get(key) if marks else None)
         total += len(chunks)
     assert total > 100
+
+
+def test_the_header_of_a_wide_table_leaves_room_for_its_rows() -> None:
+    header = "| " + " | ".join(f"第{number}列的名称" for number in range(120)) + " |"
+    metadata = {"title": "工资表", "headings": ["二〇二四年"], "table_header": header}
+    texts = [embedding_text(Document(page_content=row, metadata=metadata)) for row in ("| 张三 | 9 |", "| 李四 | 7 |")]
+    for text, row in zip(texts, ("| 张三 | 9 |", "| 李四 | 7 |"), strict=True):
+        assert text.startswith("工资表\n二〇二四年\n| 第0列的名称 | 第1列的名称 |")
+        assert text.endswith(f"\n{row}")
+        assert lexical(text) <= CONTEXT_TOKENS + lexical(row)
+
+
+def test_of_a_long_context_the_longest_lines_are_cut() -> None:
+    metadata = {"title": "长" * 300, "headings": ["第一章 总则", "节" * 200], "table_header": "| 姓名 | 年龄 |"}
+    title, chapter, section, header, text = embedding_text(Document(page_content="张三", metadata=metadata)).split("\n")
+    assert (chapter, header, text) == ("第一章 总则", "| 姓名 | 年龄 |", "张三")
+    # 5 tokens and 7 stand; 84 are left, by hand: 96 - 12
+    assert (title, section) == ("长" * 42, "节" * 42)
+
+
+def test_words_of_a_context_count_as_tokens_not_as_characters() -> None:
+    title = "An introduction to retrieval augmented generation with large language models, in thirty short chapters"
+    assert len(title) > CONTEXT_TOKENS
+    assert embedding_text(Document(page_content="x", metadata={"title": title})) == f"{title}\nx"
