@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,8 @@ SUPPORTED_SUFFIXES = frozenset(_BY_SUFFIX)
 """Lower case, with the dot."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")  # how Python shows the bytes of a name that is not UTF-8
+# a path that leads nowhere, which is no error inside a folder: anything else might be a document
+_LEADS_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _SKIPPED_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -86,7 +90,7 @@ class FoundFiles(NamedTuple):
     unsupported: list[Path]
     """Inside the folders, left out for their suffix."""
     errors: list[tuple[Path, LoadError]]
-    """Paths given by name that are missing, of no supported kind, or folders that cannot be read."""
+    """Paths given by name that are missing or of no supported kind, and whatever cannot be reached or read."""
 
 
 def load_documents(path: Path, options: LoaderConfig | None = None) -> Iterator[Document]:
@@ -131,15 +135,16 @@ def check_path(path: Path) -> None:
     """Nothing, where the path is a file with a reader.
 
     Raises:
-        LoadError: it is missing, a folder, or of no supported kind.
+        LoadError: it is missing, out of reach, a folder, or of no supported kind.
     """
     if _SURROGATES.search(str(path)):
         raise problems.badly_named(path)
-    if not path.exists():
+    mode = _mode(path)
+    if not mode:
         raise problems.missing(path)
     if path.suffix.lower() not in SUPPORTED_SUFFIXES:
         raise problems.unsupported(path, " ".join(sorted(SUPPORTED_SUFFIXES)))
-    if not path.is_file():
+    if not stat.S_ISREG(mode):
         raise problems.unreadable(path, "不是普通文件 / not a regular file")
 
 
@@ -152,22 +157,38 @@ def find_files(paths: Iterable[Path]) -> FoundFiles:
     unsupported: set[Path] = set()
     errors: list[tuple[Path, LoadError]] = []
     for path in paths:
-        if path.is_dir():
-            for found in _walk(path, errors):
-                if found.suffix.lower() not in SUPPORTED_SUFFIXES:
-                    unsupported.add(found)
-                elif _SURROGATES.search(str(found)):
-                    errors.append((found, problems.badly_named(found)))
-                else:
-                    files.add(found)
-            continue
         try:
-            check_path(path)
+            if not stat.S_ISDIR(_mode(path)):
+                check_path(path)
+                files.add(path)
+                continue
         except LoadError as error:
             errors.append((path, error))
-        else:
-            files.add(path)
+            continue
+        for found in _walk(path, errors):
+            if found.suffix.lower() not in SUPPORTED_SUFFIXES:
+                unsupported.add(found)
+            elif _SURROGATES.search(str(found)):
+                errors.append((found, problems.badly_named(found)))
+            else:
+                files.add(found)
     return FoundFiles(sorted(files), sorted(unsupported - files), errors)
+
+
+def _mode(path: Path) -> int:
+    """The mode of what a path leads to, 0 where that is nothing.
+
+    Raises:
+        LoadError: the operating system does not tell: no permission on the way, a name that is too long, a dead mount.
+    """
+    try:
+        return path.stat().st_mode
+    except ValueError:  # a zero byte in the name
+        return 0
+    except OSError as error:
+        if error.errno in _LEADS_NOWHERE:
+            return 0
+        raise problems.unreadable(path, error.strerror or str(error)) from error
 
 
 def _walk(folder: Path, errors: list[tuple[Path, LoadError]]) -> Iterator[Path]:
@@ -182,11 +203,15 @@ def _walk(folder: Path, errors: list[tuple[Path, LoadError]]) -> Iterator[Path]:
         for entry in entries:
             if entry.name.startswith((".", "~$")) or entry.name in _SKIPPED_NAMES:
                 continue
-            if entry.is_dir():
-                if not entry.is_symlink():
-                    stack.append(entry)
-            elif entry.is_file():
+            try:
+                mode = _mode(entry)
+            except LoadError as error:
+                errors.append((entry, error))
+                continue
+            if stat.S_ISREG(mode):
                 yield entry
+            elif stat.S_ISDIR(mode) and not entry.is_symlink():
+                stack.append(entry)
 
 
 def _watched(blocks: Iterable[Block], on_progress: Callable[[], None] | None) -> Iterator[Block]:

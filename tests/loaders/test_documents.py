@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,59 @@ def test_links_to_folders_do_not_loop(write: Write, tmp_path: Path) -> None:
     write("a/b.txt", "x")
     (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
     assert names(find_files([tmp_path]).files) == ["b.txt"]
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Without the rights of root, who may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter; pytest's own are for its user alone."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+@pytest.mark.parametrize("mode", [0o000, 0o444], ids=["cannot be listed", "can be listed, not entered"])
+def test_a_folder_without_permission_is_one_error_and_the_others_are_found(mode: int, open_folder: Path) -> None:
+    for name in ("closed/a.txt", "open/b.txt"):
+        (open_folder / name).parent.mkdir()
+        (open_folder / name).write_text("文字", encoding="utf-8")
+    closed = open_folder / "closed"
+    closed.chmod(mode)
+    try:
+        with nobody():
+            found = find_files([open_folder])
+            named = find_files([closed / "a.txt", open_folder / "open"])
+    finally:
+        closed.chmod(0o755)
+    assert names(found.files) == names(named.files) == ["b.txt"]
+    assert [path for path, _ in found.errors] == [closed if mode == 0 else closed / "a.txt"]
+    assert [path for path, _ in named.errors] == [closed / "a.txt"]
+    assert all("无法打开" in error.zh for _, error in [*found.errors, *named.errors])
+
+
+def test_a_name_that_is_too_long_for_the_system_is_an_error_of_its_own(write: Write, tmp_path: Path) -> None:
+    good, long = write("a.txt", "x"), tmp_path / ("长" * 200 + ".txt")
+    found = find_files([long, good])
+    assert found.files == [good]
+    assert [path for path, _ in found.errors] == [long]
+
+
+def test_a_link_to_nothing_is_nothing(write: Write, tmp_path: Path) -> None:
+    good = write("a.txt", "x")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    (tmp_path / "circle.txt").symlink_to(tmp_path / "circle.txt")
+    assert find_files([tmp_path]) == ([good], [], [])
+    assert "找不到" in find_files([tmp_path / "a\0b.txt"]).errors[0][1].zh
