@@ -21,6 +21,7 @@ from langchain_core.documents import Document
 
 from chains.vectorstores import FaissVectorStore
 from loaders.errors import RagProjError, UsageError
+from loaders.sandbox import clean_environment
 
 _BATCH = 512
 _DEEPEST = 20  # of nested metadata; a structure that holds itself ends there
@@ -73,12 +74,17 @@ def import_faiss(
 
 
 def _read_in_child(folder: Path, index_name: str) -> Iterator[Document]:
-    command = [sys.executable, "-m", "chains.import_faiss", str(folder), index_name]
+    command = [sys.executable, "-P", "-m", "chains.import_faiss", str(folder.absolute()), index_name]
     count, expected, nonsense = 0, None, ""
     # a file, not a pipe, for complaints: nobody reads them before the end
     with tempfile.TemporaryFile() as complaints:
         # our own module, in this Python; the folder is an argument, never part of a command line
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints)  # noqa: S603
+        child = subprocess.Popen(  # noqa: S603
+            command,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            env=clean_environment(),  # no keys and passwords for what a pickle may run
+        )
         with child:
             assert child.stdout is not None
             for line in child.stdout:

@@ -99,7 +99,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # a full stderr pipe would stop the child
-            env=_environment(),
+            env=clean_environment(),
             start_new_session=True,  # Ctrl-C in the terminal is the parent's business
         )
         if self._process.stdin is None or self._process.stdout is None:
@@ -240,8 +240,11 @@ def _shared_pool() -> ParserPool:
         return _pool
 
 
-def _environment() -> dict[str, str]:
-    """No secrets, no user site, one thread per library, and this package importable from any folder."""
+def clean_environment() -> dict[str, str]:
+    """What a child process that handles untrusted files is given of the environment.
+
+    No secrets, no user site, one thread per library, and this package importable from any folder.
+    """
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     return kept | {
         "PYTHONPATH": str(_ROOT),

@@ -66,7 +66,7 @@ def speaking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str) -> N
     popen = subprocess.Popen
 
     def start(command: list[str], **options: Any) -> Any:
-        return popen([sys.executable, str(script), *command[3:]], **options)
+        return popen([sys.executable, str(script), *command[4:]], **options)
 
     monkeypatch.setattr(subprocess, "Popen", start)
 
@@ -97,6 +97,30 @@ def test_even_a_trusted_pickle_is_not_read_in_this_process(
     folder = folder_with(tmp_path, b"not needed")
     with pytest.raises(ImportFaissError):
         import_faiss(store, folder, trusted=True)
+
+
+class Tell:
+    """Unpickled, it writes down the environment: what a malicious folder would send home."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"env > {self.path}",)
+
+
+@needs_community
+def test_a_pickle_sees_no_keys_and_no_passwords(
+    store: FaissVectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("RAGPROJ_PASSWORD", "secret")
+    folder = folder_with(tmp_path, Tell(tmp_path / "seen"))
+    with pytest.raises(ImportFaissError):
+        import_faiss(store, folder, trusted=True)
+    seen = (tmp_path / "seen").read_text(encoding="utf-8")
+    assert "PATH=" in seen
+    assert "secret" not in seen
 
 
 @pytest.mark.parametrize("content", [b"", b"noise" * 50, pickle.dumps(("only", "two")), pickle.dumps(None)])
