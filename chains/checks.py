@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from chains.faiss_index import FaissIndex
 from chains.fulltext import FullTextIndex
-from chains.knowledge_base import Ids, KnowledgeBase
+from chains.knowledge_base import Generation, Ids, KnowledgeBase
 from chains.knowledge_base_integrity import integrity_problems, wrong_offsets
 from chains.vectorstores import FaissVectorStore
 
@@ -24,6 +25,8 @@ class CheckReport:
 
     ok: bool
     problems: list[str]
+    unfinished: list[str]
+    """sources that are being written, or whose run was interrupted; the next ingest goes on with them"""
     sources: int
     chunks: int
     seconds: float
@@ -34,22 +37,27 @@ class CheckReport:
 
 
 def check(store: FaissVectorStore, fulltext: FullTextIndex) -> CheckReport:
-    """Everything that must hold between the database and its caches.
+    """Everything that must hold between the database and its caches; the embedder is not asked.
 
     Raises:
         KnowledgeBaseError: the database is damaged.
-        FingerprintError: the store's embedder did not make its vectors.
     """
     started = time.monotonic()
     kb = store.knowledge_base
-    problems = [*integrity_problems(kb), *_offset_problems(kb), *_vector_problems(store)]
+    generation, index = kb.generation(), store.answering_index()
+    problems = [*integrity_problems(kb), *_offset_problems(kb), *_vector_problems(kb, generation)]
     active = kb.chunk_ids()
-    problems += _id_problems("FAISS", store.index_ids(), active)
+    problems += _id_problems("FAISS", active[:0] if index is None else index.ids(), active)
     problems += _id_problems("tantivy", fulltext.ids(), active)
-    if not problems:
-        problems += _search_problems(store, fulltext, active)
+    if not problems and generation is not None and index is not None and len(active):
+        problems += _search_problems(kb, generation, index, fulltext)
     return CheckReport(
-        not problems, problems, len(kb.source_names()), len(active), round(time.monotonic() - started, 3)
+        ok=not problems,
+        problems=problems,
+        unfinished=kb.staged_sources(),
+        sources=len(kb.source_names()),
+        chunks=len(active),
+        seconds=round(time.monotonic() - started, 3),
     )
 
 
@@ -59,11 +67,9 @@ def _offset_problems(kb: KnowledgeBase) -> Iterator[str]:
         yield f"{len(wrong)} 个片段与原文不符 / chunks are not their document's text at their offsets: {wrong[:_SHOWN]}"
 
 
-def _vector_problems(store: FaissVectorStore) -> Iterator[str]:
-    generation = store.check_embedder()
+def _vector_problems(kb: KnowledgeBase, generation: Generation | None) -> Iterator[str]:
     if generation is None:
         return
-    kb = store.knowledge_base
     active = kb.chunk_ids()
     missing = np.intersect1d(kb.without_vector(generation.id), active)
     if len(missing):
@@ -84,16 +90,15 @@ def _id_problems(name: str, held: Ids, active: Ids) -> Iterator[str]:
         yield f"{name} 有重复的片段 / holds chunks twice: {len(held) - len(np.unique(held))}"
 
 
-def _search_problems(store: FaissVectorStore, fulltext: FullTextIndex, active: Ids) -> Iterator[str]:
+def _search_problems(
+    kb: KnowledgeBase, generation: Generation, index: FaissIndex, fulltext: FullTextIndex
+) -> Iterator[str]:
     """Whether a sample of chunks is found by its own vector and its own words."""
-    generation = store.check_embedder()
-    if generation is None or not len(active):
-        return
-    kb = store.knowledge_base
+    active = kb.chunk_ids()
     sample = np.random.default_rng(0).choice(active, min(_SAMPLE, len(active)), replace=False)
     for ids, vectors in kb.vectors(generation.id, sample):
         for chunk_id, vector in zip(ids, vectors, strict=True):
-            if np.any(vector) and not _finds(store.search_ids(vector, 1), float(vector @ vector)):
+            if np.any(vector) and not _finds(index.search(vector, 1), float(vector @ vector)):
                 yield f"FAISS 按自身向量找不到片段 / does not find a chunk by its own vector: {chunk_id}"
     for chunk_id, text in kb.index_texts(sample):
         found = fulltext.search(text, 1, allowed=np.array([chunk_id]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 from chains.analysis import index_terms, terms
 from chains.caches import read_cache, write_cache
 from chains.clause_scores import read_question
-from chains.knowledge_base import Changes, Ids, KnowledgeBase
+from chains.knowledge_base import Changes, Ids, KnowledgeBase, KnowledgeBaseError
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,14 @@ _DEAD_SHARE_AT_MOST = 0.5
 _COMPACTED_UP_TO = 20_000
 _COMPACTED_SHARE = 0.1
 _FEW = 1_000  # allowed ids that are part of the query; more are sieved from its hits
+_WAIT_S = 2.0  # of a question, for another process that updates the index; then the state before answers
+_WAIT_FIRST_S = 60.0  # where there is no state before
 _HEAP_BYTES = 64 << 20
 _FORMAT = 3  # of the terms and the schema; raise it when either changes and every index is rebuilt
+
+
+class IndexBusyError(KnowledgeBaseError):
+    """Another process is building the index, and there is no older one to answer from."""
 
 
 class FullTextIndex:
@@ -56,13 +63,17 @@ class FullTextIndex:
         self._verified: dict[str, _Verified] = {}  # files of the folder that were read through already
 
     def search(self, query: str, k: int, allowed: Ids | None = None) -> list[tuple[int, float]]:
-        """(chunk id, BM25 score) of the k best chunks, best first, ties by id; only `allowed` ids where given."""
+        """(chunk id, BM25 score) of the k best chunks, best first, ties by id; only `allowed` ids where given.
+
+        Raises:
+            IndexBusyError: another process has been building the index for a minute, and there is no older one.
+        """
         words = query_terms(query)
         if not words or k <= 0:
             return []
         for _ in range(2):
             with self._lock:
-                self._refresh(wait_s=2.0)
+                self._refresh(_WAIT_S if self._index is not None else _WAIT_FIRST_S)
                 index = self._index
             if index is None:
                 return []
@@ -80,7 +91,7 @@ class FullTextIndex:
     def ids(self) -> Ids:
         """Ids of the chunks it finds, ascending."""
         with self._lock:
-            self._refresh(wait_s=60.0)
+            self._refresh(_WAIT_FIRST_S)
             return _ids_in(self._index) if self._index is not None else np.zeros(0, np.int64)
 
     @staticmethod
@@ -90,16 +101,16 @@ class FullTextIndex:
 
     def save_cache(self) -> None:
         """Bring the index up to date, so that the next question does not have to."""
-        with self._lock:
-            self._refresh(wait_s=60.0)
+        with self._lock, contextlib.suppress(IndexBusyError):  # then it is being brought up to date
+            self._refresh(_WAIT_FIRST_S)
 
     def compact(self) -> None:
         """Drop the postings of what was removed from the disk, where that takes seconds or is much of the index.
 
         Questions are answered meanwhile. An index above 20,000 chunks keeps dead postings up to a tenth of it.
         """
+        self.save_cache()
         with self._lock:
-            self._refresh(wait_s=60.0)
             index, folder, revision = self._index, self._folder, self._revision
         if index is None or not _worth_compacting(_dead_in(self._root / folder), index.searcher().num_docs):
             return
@@ -116,13 +127,22 @@ class FullTextIndex:
                 self._use(*made)
 
     def _refresh(self, wait_s: float) -> None:
-        """Catch up with the knowledge base; where another process is at it for longer, answer from the older state."""
+        """Catch up with the knowledge base; where another process is at it for longer, answer from the older state.
+
+        Raises:
+            IndexBusyError: there is no older state.
+        """
         if self._kb.revision() == self._revision:
             return
         try:
             with FileLock(self._kb.path / "fulltext.lock", timeout=wait_s):
                 self._use(*self._caught_up())
         except Timeout:
+            if self._index is None:
+                raise IndexBusyError(
+                    f"知识库 {self._kb.path} 的关键词索引正在由另一个进程建立，请稍后重试",
+                    f"another process is building the keyword index of knowledge base {self._kb.path}; try again later",
+                ) from None
             logger.info("another process is updating the full-text index; answering from the previous state")
         except (OSError, ValueError) as error:  # tantivy tells I/O errors as ValueError
             logger.warning("cannot update the full-text index (%s); answering from the previous state", error)

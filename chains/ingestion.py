@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -22,7 +23,8 @@ from langchain_core.documents import Document
 
 from chains.embeddings import Vectors, embed_documents, max_tokens, token_counter
 from chains.fulltext import FullTextIndex
-from chains.knowledge_base import Generation, SourceState
+from chains.knowledge_base import Generation, Ids, KnowledgeBase, SourceState, batches
+from chains.knowledge_base_titles import retitle
 from chains.knowledge_base_writer import (
     GenerationChangedError,
     NewChunk,
@@ -34,15 +36,12 @@ from chains.knowledge_base_writer import (
 from chains.vectorstores import FaissVectorStore
 from loaders.documents import LoaderConfig, check_path, find_files, load_documents
 from loaders.errors import LoadError, RagProjError
-from loaders.splitters import SplitterConfig, split_document
+from loaders.splitters import CONTEXT_TOKENS, SplitterConfig, split_document
 
 logger = logging.getLogger(__name__)
 
 # Chunks embedded and committed together: enough to keep an embedder busy, few enough to lose little to a crash.
 _BATCH_CHUNKS = 512
-# Of what the embedder sees, the part that title, headings and table header may take from a chunk.
-_CONTEXT_TOKENS = 96
-
 _ATTEMPTS = 3  # to read a file that is being replaced
 # Raise it when a change to the loaders or the splitter should make stored files be read again.
 _PIPELINE_VERSION = 1
@@ -71,20 +70,12 @@ class IngestReport:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was no file at all."""
-        return not (self.added or self.updated or self.unchanged or self.failed)
+        """Whether there was no file at all, and none that had to be removed."""
+        return not (self.added or self.updated or self.unchanged or self.removed or self.failed)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as `ingest --json` prints it."""
         return asdict(self)
-
-    @contextlib.contextmanager
-    def failures_of(self, path: Path) -> Iterator[None]:
-        """What keeps a file from being stored, and not the others, goes into the list."""
-        try:
-            yield
-        except (LoadError, SourceRemovedError) as error:
-            self.failed.append(_failure(path, error))
 
 
 @dataclass(frozen=True)
@@ -155,8 +146,7 @@ class Ingestor:
         try:
             self._ingest_files(files, report, run)
             if sync:
-                unreadable = [path for path, _ in found.errors]
-                report.removed = self._remove_gone(paths, set(files), unreadable)
+                report.removed = self._remove_gone(paths)
         except StoppedError:
             logger.info("stopped after %d of %d files", run.done, len(files))
         finally:
@@ -170,25 +160,37 @@ class Ingestor:
     def _forget_lost(self) -> None:
         """Drop what a run that died left of files that are gone: no later run would take it up or name it."""
         for source in self._kb.staged_sources():
-            if not Path(source).exists():
-                with self._kb.claimed(source):
-                    self._kb.writer().drop_staged(source)
+            if _is_gone(source):
+                self._drop_staged(source)
 
-    def _remove_gone(self, paths: Sequence[Path], files: set[Path], unreadable: Sequence[Path]) -> int:
-        """Remove sources that came from the folders and are not among the files; nothing below what cannot be read."""
-        folders = [_absolute(path) for path in paths if path.is_dir()]
+    def _drop_staged(self, source: str) -> None:
+        if source in self._kb.staged_sources():
+            with self._kb.claimed(source):  # not what another run is writing
+                self._kb.writer().drop_staged(source)
+
+    def _remove_gone(self, paths: Sequence[Path]) -> int:
+        """Remove sources that came from the folders and whose files are not there any more.
+
+        Each is looked for now: since the folders were listed, others may have added and ingested files.
+        """
+        folders = [_absolute(path) for path in paths if os.path.isdir(path)]  # noqa: PTH112 Path.is_dir may raise
         gone = [
             source
             for source in self._kb.file_sources()
-            if Path(source) not in files
-            and any(Path(source).is_relative_to(folder) for folder in folders)
-            and not any(Path(source).is_relative_to(path) for path in unreadable)
+            if any(Path(source).is_relative_to(folder) for folder in folders) and _is_gone(source)
         ]
-        return self._kb.writer().remove_sources(gone) if gone else 0
+        return self.remove(gone)
+
+    def remove(self, sources: Sequence[str]) -> int:
+        """Remove sources, half-written versions too, with everything that only they have; how many were visible."""
+        if not sources:
+            return 0
+        retitle(self._store, self._kb.source_ids(sources))
+        return self._kb.writer().remove_sources(sources)
 
     def _is_own(self, path: Path) -> bool:
         """Whether a file belongs to the knowledge base itself, which may lie in the folder; uploads are documents."""
-        home = self._kb.path.absolute()
+        home = _absolute(self._kb.path)
         return path.is_relative_to(home) and not path.is_relative_to(home / "files")
 
     def save_caches(self) -> None:
@@ -207,8 +209,8 @@ class Ingestor:
         for number, path in enumerate(files):
             run.check()
             run.report(path.name, waiting[0].number if waiting else number)
-            with report.failures_of(path):
-                read = self._read(number, path)
+            with self._failing_alone(path, report):
+                read = self._read(number, path, run)
                 if read is None:
                     report.unchanged += 1
                 else:
@@ -223,12 +225,24 @@ class Ingestor:
         for file in waiting:
             run.check()
             run.report(file.path.name, file.number)
-            with report.failures_of(file.path):
+            with self._failing_alone(file.path, report):
                 outcome, chunks = self._write_claimed(file, ahead, run)
                 setattr(report, outcome, getattr(report, outcome) + 1)
                 report.chunks += chunks
 
-    def _read(self, number: int, path: Path) -> _ReadFile | None:
+    @contextlib.contextmanager
+    def _failing_alone(self, path: Path, report: IngestReport) -> Iterator[None]:
+        """What keeps this file from being stored, and not the others, goes into the report.
+
+        Nothing stays of a version that cannot be read whole: no run could take it up.
+        """
+        try:
+            yield
+        except (LoadError, SourceRemovedError) as error:
+            report.failed.append(_failure(path, error))
+            self._drop_staged(str(path))
+
+    def _read(self, number: int, path: Path, run: _Run) -> _ReadFile | None:
         """A file's beginning, or all of a small one; None for one that is stored as it is.
 
         Raises:
@@ -243,11 +257,11 @@ class Ingestor:
         if same is not None and same.sha256 == state.sha256:
             self._kb.writer().touch(same.id, state)
             return None
-        return self._loaded(number, path, state)
+        return self._loaded(number, path, state, run)
 
-    def _loaded(self, number: int, path: Path, state: SourceState) -> _ReadFile:
+    def _loaded(self, number: int, path: Path, state: SourceState, run: _Run) -> _ReadFile:
         documents = load_documents(path, self._loader)
-        beginning = next(_batches(map(self._new_document, documents)))
+        beginning = next(_batches(self._cut(documents, run)))
         chunks = sum(len(document.chunks) for document in beginning)
         return _ReadFile(number, path, state, beginning, chunks, documents if chunks >= _BATCH_CHUNKS else None)
 
@@ -263,11 +277,13 @@ class Ingestor:
         new = self._kb.unknown_contents(document.content_hash for file in small for document in file.beginning)
         wanted: dict[str, None] = {}
         for file in small:
-            known = self._stored_vectors(str(file.path), generation)
+            known = _KnownVectors(self._kb, generation, self._kb.chunk_ids_of(str(file.path)))
             for document in file.beginning:
                 if document.content_hash in new:
                     new.remove(document.content_hash)  # copies share the chunks of the first one
-                    wanted |= dict.fromkeys(text for text in document.texts() if text not in known)
+                    texts = document.texts()
+                    stored = known.of(texts)
+                    wanted |= dict.fromkeys(text for text in texts if text not in stored)
         texts = list(wanted)
         return dict(zip(texts, embed_documents(self._store.embeddings, texts), strict=True))
 
@@ -285,7 +301,7 @@ class Ingestor:
                 except _FileChangedError:
                     self._kb.writer().drop_staged(source)
                     state = _with_hash(file.path, _file_state(file.path, self._settings))
-                    file = self._loaded(file.number, file.path, state)
+                    file = self._loaded(file.number, file.path, state, run)
         raise LoadError(
             f"{file.path}：读取时文件一直在变化，请稍后重试",
             f"{file.path}: it keeps changing while it is read; try later",
@@ -301,17 +317,23 @@ class Ingestor:
         writer = self._kb.writer()
         source_id, stored = writer.begin_source(str(path), state)
         rest = itertools.islice(file.rest or (), max(0, stored - len(file.beginning)), None)
-        for batch in _batches(itertools.chain(file.beginning[stored:], map(self._new_document, rest))):
+        for batch in _batches(itertools.chain(file.beginning[stored:], self._cut(rest, run))):
             run.check()
             _require_unchanged(path, state)  # else one version's text would be stored under another one's hash
             writer.add_documents(source_id, batch)
         _require_unchanged(path, state)
         while True:
             self._embed(writer, source_id, path, generation, ahead, run)
+            retitle(self._store, self._kb.source_ids([str(path)]) - {source_id})
             try:
                 return writer.activate(source_id, generation.id)
             except GenerationChangedError:
                 generation = self._store.ensure_generation()  # or refused by name: by another embedder
+
+    def _cut(self, documents: Iterable[Document], run: _Run) -> Iterator[NewDocument]:
+        for document in documents:
+            run.check()
+            yield self._new_document(document)
 
     def _new_document(self, document: Document) -> NewDocument:
         metadata = {key: value for key, value in document.metadata.items() if key != "marks"}
@@ -338,29 +360,45 @@ class Ingestor:
     ) -> None:
         """Give every chunk of a staged source its vector: the one its text has already, or a new one."""
         missing = self._kb.without_vector(generation.id, source_id=source_id)
-        known = ChainMap(ahead, self._stored_vectors(str(path), generation) if len(missing) else {})
+        replaced = self._kb.chunk_ids_of(str(path), but_of=source_id) if len(missing) else missing
+        known = _KnownVectors(self._kb, generation, replaced)
         for start in range(0, len(missing), _BATCH_CHUNKS):
             run.check()
             if len(missing) > _BATCH_CHUNKS:
                 run.report(f"{path.name} {start}/{len(missing)}")
             texts = dict(self._kb.index_texts(missing[start : start + _BATCH_CHUNKS]))
-            new = [text for text in dict.fromkeys(texts.values()) if text not in known]
+            stored = ChainMap(ahead, known.of(texts.values()))
+            new = [text for text in dict.fromkeys(texts.values()) if text not in stored]
             fresh = dict(zip(new, embed_documents(self._store.embeddings, new), strict=True))
-            vectors = np.array([known[text] if text in known else fresh[text] for text in texts.values()], np.float32)
+            vectors = np.array([stored[text] if text in stored else fresh[text] for text in texts.values()], np.float32)
             writer.add_vectors(generation.id, np.array(list(texts), np.int64), vectors)
 
-    def _stored_vectors(self, source: str, generation: Generation) -> dict[str, Vectors]:
-        """Vectors the stored version of a source already has, by the text they were made of."""
-        ids = self._kb.chunk_ids_of(source)
-        if not len(ids):
+
+class _KnownVectors:
+    """Vectors that chunks have already, found by the texts these were made of.
+
+    Holds 16 bytes a chunk: the texts and vectors of a file of a million records would be gigabytes.
+    """
+
+    def __init__(self, knowledge_base: KnowledgeBase, generation: Generation, ids: Ids) -> None:
+        self._kb, self._generation = knowledge_base, generation
+        rows = ((hash(text), number) for number, text in knowledge_base.index_texts(ids))
+        hashed = np.fromiter(rows, [("hash", np.int64), ("id", np.int64)])
+        self._hashes, first = np.unique(hashed["hash"], return_index=True)
+        self._ids = hashed["id"][first]
+
+    def of(self, texts: Iterable[str]) -> dict[str, Vectors]:
+        """Vectors of those of the texts that have one."""
+        if not len(self._ids):
             return {}
-        texts = dict(self._kb.index_texts(ids))
-        return {
-            texts[int(i)]: vector
-            for batch, vectors in self._kb.vectors(generation.id, ids)
-            for i, vector in zip(batch, vectors, strict=True)
-            if int(i) in texts
-        }
+        wanted = np.array([hash(text) for text in texts], np.int64)
+        ids = self._ids[np.isin(self._hashes, wanted)]
+        found: dict[str, Vectors] = {}
+        for part in batches(ids.tolist()):
+            by_id = dict(self._kb.index_texts(np.array(part)))  # read back: hashes may be equal where texts are not
+            for batch, vectors in self._kb.vectors(self._generation.id, np.array(part)):
+                found.update((by_id[int(i)], v) for i, v in zip(batch, vectors, strict=True) if int(i) in by_id)
+        return found
 
 
 class _Run:
@@ -381,6 +419,15 @@ class _Run:
             raise StoppedError
 
 
+def _is_gone(source: str) -> bool:
+    """Whether there is nothing of that name; what the system does not tell (no permission) is taken to be there."""
+    try:
+        os.lstat(source)
+    except OSError as error:
+        return error.errno in (errno.ENOENT, errno.ENOTDIR)
+    return False
+
+
 def _absolute(path: Path) -> Path:
     """The path as sources are named: the same wherever the command runs, links as they are."""
     return Path(os.path.abspath(path))  # noqa: PTH100 resolve() would follow links
@@ -388,9 +435,9 @@ def _absolute(path: Path) -> Path:
 
 def _fit(config: SplitterConfig, limit: int | None) -> SplitterConfig:
     """The splitter's config with a chunk no longer than the embedder sees, title and headings included."""
-    if limit is None or config.chunk_size + _CONTEXT_TOKENS <= limit:
+    if limit is None or config.chunk_size + CONTEXT_TOKENS <= limit:
         return config
-    size = max(16, limit - _CONTEXT_TOKENS)
+    size = max(16, limit - CONTEXT_TOKENS)
     logger.warning("chunk_size %d reduced to %d: the embedder sees %d tokens", config.chunk_size, size, limit)
     return config.model_copy(update={"chunk_size": size, "chunk_overlap": min(config.chunk_overlap, size // 4)})
 

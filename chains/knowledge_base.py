@@ -28,6 +28,7 @@ from filelock import FileLock
 from langchain_core.documents import Document
 
 from chains import schema
+from chains.connections import Connections
 from chains.embeddings import Vectors
 from chains.id_runs import count_of_runs, from_runs
 from chains.knowledge_base_filters import MetadataFilter, allowed_values, holds, matches
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 Ids = npt.NDArray[np.int64]
 
+_TRACES = ("faiss-*", "fulltext*", "files/*")  # of a knowledge base that was in use
 _LOCKS = 64  # for all sources together: a lock file each would never go away
 _BATCH = 500  # ids in one IN (...) list, well below SQLite's limit
 _VECTOR_BATCH = 4096
@@ -142,10 +144,10 @@ class KnowledgeBase:
         """
         self.path = Path(path)
         self._database = self.path / "kb.sqlite"
-        self._local = threading.local()
-        self._connections: dict[threading.Thread, sqlite3.Connection] = {}
+        self._connections = Connections(self._database)
         self._lock = threading.Lock()
         self._claims: dict[int, FileLock] = {}
+        self.owes_space = False  # a reader kept the last removal's log from being emptied
         if not self._is_created():
             if not create:
                 raise KnowledgeBaseError(
@@ -161,10 +163,7 @@ class KnowledgeBase:
 
     def close(self) -> None:
         """Close every thread's connection."""
-        with self._lock:
-            while self._connections:
-                self._connections.popitem()[1].close()
-            self._local = threading.local()
+        self._connections.close()
 
     def __enter__(self) -> KnowledgeBase:
         return self
@@ -277,18 +276,30 @@ class KnowledgeBase:
         )
         return None if row is None else SourceState(*row)
 
+    def source_ids(self, sources: Iterable[str]) -> set[int]:
+        """Ids of all versions of the sources, half-written ones too."""
+        found: set[int] = set()
+        for part in batches(list(sources)):
+            found |= {row[0] for row in self._rows(f"SELECT id FROM sources WHERE source IN ({marks(part)})", *part)}
+        return found
+
     # -- chunks --------------------------------------------------------------------------------------------------
 
     def chunk_ids(self) -> Ids:
         """Ids of all active chunks, ascending, int64 (n,)."""
         return self.snapshot()[1]
 
-    def chunk_ids_of(self, source: str) -> Ids:
-        """Ids of one source's active chunks, ascending; empty where the source is not known."""
+    def chunk_ids_of(self, source: str, *, but_of: int | None = None) -> Ids:
+        """Ids of one source's active chunks, ascending; empty where the source is not known.
+
+        Without those that the source with the id `but_of`, such as its version in the making, holds too.
+        """
         rows = self._rows(
             "SELECT id FROM chunks WHERE content_id IN (SELECT d.content_id FROM documents d JOIN sources s"
-            " ON s.id = d.source_id WHERE s.source = ? AND s.active = 1) ORDER BY id",
+            " ON s.id = d.source_id WHERE s.source = ? AND s.active = 1"
+            " EXCEPT SELECT content_id FROM documents WHERE source_id = ?) ORDER BY id",
             source,
+            but_of,
         )
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
@@ -463,8 +474,11 @@ class KnowledgeBase:
         """Whether there is a database with tables; SQLite makes the empty file first, and a crash may leave it."""
         if not self._database.exists():
             return False
-        row = self._row("SELECT COUNT(*) FROM sqlite_master")
-        return row is not None and row[0] > 0
+        if self._number("SELECT COUNT(*) FROM sqlite_master"):
+            return True
+        if any(self.path.glob(pattern) for pattern in _TRACES):
+            raise _damage(self.path, "0 bytes")
+        return False
 
     def _check_version(self) -> None:
         version, application = (self._number(f"PRAGMA {name}") for name in ("user_version", "application_id"))
@@ -489,19 +503,7 @@ class KnowledgeBase:
                     (self.path / name).unlink(missing_ok=True)
 
     def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            # used by one thread; closed by whichever thread closes the knowledge base
-            connection = sqlite3.connect(self._database, timeout=60, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA synchronous = NORMAL")  # WAL: a crash loses nothing committed
-            connection.execute("PRAGMA secure_delete = ON")  # removed text is overwritten, not only unlinked
-            connection.execute("PRAGMA cache_size = -32768")  # KiB, filled by what is read
-            self._local.connection = connection
-            with self._lock:
-                for thread in [thread for thread in self._connections if not thread.is_alive()]:
-                    self._connections.pop(thread).close()
-                self._connections[threading.current_thread()] = connection
-        return connection
+        return self._connections.current()
 
     def _rows(self, sql: str, *parameters: Any) -> list[Any]:
         # all at once: damage shows while rows are read, too

@@ -38,6 +38,10 @@ _REVISIONS_KEPT = 1000  # a cache further behind is rebuilt
 # Contents of the sources that a change touches, up to which it is written down which chunks it showed and hid. Beyond,
 # to compare all chunks with a cache is little beside the change itself.
 _FOLLOWED_CONTENTS = 20_000
+_COPIED_CHUNK = (
+    "INSERT INTO chunks (key, content_id, start, end, text, metadata)"
+    " SELECT key, content_id, start, end, text, metadata FROM chunks"
+)
 
 Run = Callable[..., sqlite3.Cursor]
 
@@ -177,6 +181,32 @@ class Writer:
             rows = self._connection.execute("SELECT DISTINCT source FROM sources").fetchall()
         self.remove_sources([row[0] for row in rows])
 
+    def retitle(self, content: int, title: str, generation: int, vectors: Vectors) -> None:
+        """Give a content another title. Its chunks, which are embedded and indexed with it, get new ids.
+
+        Args:
+            content: what several documents share.
+            title: the new one.
+            generation: whose vectors these are; other generations lose theirs and are completed by `reembed`.
+            vectors: of the content's chunks, in the order of their ids.
+
+        Raises:
+            GenerationChangedError: another generation answers by now.
+        """
+        with self._transaction() as run:
+            _require_generation(run, generation)
+            old = [row[0] for row in run("SELECT id FROM chunks WHERE content_id = ? ORDER BY id", (content,))]
+            if len(old) != len(vectors):  # it was removed or stored anew meanwhile
+                return
+            visible = _visible_chunks(run, [content])
+            run("UPDATE contents SET title = ? WHERE id = ?", (title, content))
+            new = [int(run(f"{_COPIED_CHUNK} WHERE id = ?", (chunk,)).lastrowid or 0) for chunk in old]
+            _insert_vectors(run, generation, new, vectors)
+            for chunk in old:
+                _drop_chunk(run, chunk)
+            if visible:
+                _bump(run, new, visible)
+
     # -- chunks of Python callers --------------------------------------------------------------------------------
 
     def replace_chunks(self, documents: Mapping[str, Sequence[NewDocument]], generation: int, vectors: Vectors) -> None:
@@ -248,7 +278,8 @@ class Writer:
         """Make a generation the one that answers, at once; it must have a vector of every chunk.
 
         Raises:
-            KnowledgeBaseError: it has not, or there is no such generation.
+            MissingVectorsError: it has not.
+            KnowledgeBaseError: there is no such generation.
         """
         with self._transaction() as run:
             _require_known(run, generation)
@@ -257,7 +288,7 @@ class Writer:
                 (vector_key(generation, 0),),
             ).fetchone()[0]
             if missing:
-                raise KnowledgeBaseError(
+                raise MissingVectorsError(
                     f"第 {generation} 代向量还缺 {missing} 个片段，不能切换；请重新运行 ragproj reembed",
                     f"generation {generation} has no vector of {missing} chunks yet; run ragproj reembed again",
                 )
@@ -283,11 +314,26 @@ class Writer:
         self.give_back_space()
 
     def give_back_space(self) -> None:
-        """Return the space of removed rows to the file system, and empty the log that still holds them."""
+        """Return the space of removed rows to the file system, and empty the log that still holds them.
+
+        Where somebody reads at the time, what he sees stays in the log until the next write after he is done.
+        """
         with translated(self._kb.path):
             # a script: `execute` would step the pragma once, which frees a single page
             self._connection.executescript("PRAGMA incremental_vacuum;")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._empty_log()
+
+    def _empty_log(self) -> None:
+        """Move the log into the database, as much of it as no reader needs; the rest with the next write.
+
+        It waits for nobody: a reader takes as long as it likes, and all writers would wait behind this one.
+        """
+        before = self._connection.execute("PRAGMA busy_timeout").fetchone()[0]
+        self._connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._kb.owes_space = bool(self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {before}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Run]:
@@ -300,10 +346,17 @@ class Writer:
                 if self._connection.in_transaction:  # a full disk may have rolled back already
                     self._connection.execute("ROLLBACK")
                 raise
+        if self._kb.owes_space:
+            with contextlib.suppress(sqlite3.OperationalError):  # what was written is written
+                self._empty_log()
 
 
 class SourceRemovedError(KnowledgeBaseError):
     """A source was removed while it was being written."""
+
+
+class MissingVectorsError(KnowledgeBaseError):
+    """A generation cannot answer: it has no vector of some chunks."""
 
 
 class GenerationChangedError(KnowledgeBaseError):
@@ -411,14 +464,18 @@ def _drop_chunks(run: Run, keys: Sequence[str]) -> list[int]:
         ).fetchall()
         for chunk, content in rows:
             _drop_staged_sharing(run, content)
-            run("DELETE FROM vectors WHERE key IN (SELECT id << 40 | ? FROM generations)", (chunk,))
-            run("DELETE FROM chunks WHERE id = ?", (chunk,))
+            _drop_chunk(run, chunk)
             if run("SELECT 1 FROM chunks WHERE content_id = ?", (content,)).fetchone() is None:
                 _drop_content(run, content)
             else:  # no longer the whole content: later copies are stored anew
                 run("UPDATE contents SET hash = 'partial:' || id WHERE id = ?", (content,))
         removed += [chunk for chunk, _ in rows]
     return removed
+
+
+def _drop_chunk(run: Run, chunk: int) -> None:
+    run("DELETE FROM vectors WHERE key IN (SELECT id << 40 | ? FROM generations)", (chunk,))
+    run("DELETE FROM chunks WHERE id = ?", (chunk,))
 
 
 def _drop_staged_sharing(run: Run, content: int) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from chains.embeddings import embed_documents
+from chains.embeddings import embed_documents, max_tokens, token_counter
 from chains.ingestion import StoppedError
 from chains.knowledge_base import Generation, KnowledgeBase, KnowledgeBaseError
+from chains.knowledge_base_writer import MissingVectorsError
 from chains.vectorstores import FaissVectorStore, identify, made_by
 
 logger = logging.getLogger(__name__)
@@ -86,8 +87,7 @@ def _reembed(
         return ReembedReport(answering.id, answering.fingerprint, 0, switched=False)
     else:
         target = _target(kb, store, answering)
-    embedded = _fill(kb, store, target, progress, stop)
-    kb.writer().switch_generation(target.id)
+    embedded = _fill_and_switch(kb, store, target, progress, stop)
     logger.info("generation %d (%s) answers now; %d is kept", target.id, target.fingerprint, answering.id)
     _drop_others(kb, {target.id, answering.id})
     return ReembedReport(target.id, target.fingerprint, embedded, switched=True)
@@ -117,6 +117,24 @@ def _target(kb: KnowledgeBase, store: FaissVectorStore, answering: Generation) -
     return kb.writer().add_generation(*identify(store.embeddings), store.embedder)
 
 
+def _fill_and_switch(
+    kb: KnowledgeBase,
+    store: FaissVectorStore,
+    generation: Generation,
+    progress: Callable[[int, int], None],
+    stop: threading.Event | None,
+) -> int:
+    """Make a generation complete and let it answer, however much is ingested meanwhile; chunks embedded."""
+    embedded = 0
+    while True:
+        embedded += _fill(kb, store, generation, progress, stop)
+        try:
+            kb.writer().switch_generation(generation.id)
+        except MissingVectorsError:
+            continue  # of what came between the two
+        return embedded
+
+
 def _fill(
     kb: KnowledgeBase,
     store: FaissVectorStore,
@@ -125,7 +143,7 @@ def _fill(
     stop: threading.Event | None,
 ) -> int:
     """Embed what has no vector yet, until there is nothing, also of what is ingested meanwhile; how many it were."""
-    embedded = 0
+    embedded = cut = 0
     while len(missing := kb.without_vector(generation.id)):
         total = kb.chunk_count()
         for start in range(0, len(missing), _BATCH_CHUNKS):
@@ -136,8 +154,23 @@ def _fill(
             vectors = embed_documents(store.embeddings, list(texts.values()))
             kb.writer().add_vectors(generation.id, np.array(list(texts), np.int64), vectors)
             embedded += len(texts)
+            cut += _too_long(store, texts.values())
+    if cut:
+        logger.warning(
+            "%d of %d chunks are longer than the %s tokens this embedder sees, their ends are in no vector; ingest"
+            " their files anew into another knowledge base to have them cut for it",
+            cut,
+            embedded,
+            max_tokens(store.embeddings),
+        )
     progress(kb.chunk_count(), kb.chunk_count())
     return embedded
+
+
+def _too_long(store: FaissVectorStore, texts: Iterable[str]) -> int:
+    """How many of the texts have more tokens than the embedder sees; 0 for an embedder that does not say."""
+    most, count = max_tokens(store.embeddings), token_counter(store.embeddings)
+    return 0 if most is None else sum(len(text) > most and count(text) > most for text in texts)
 
 
 def _drop_others(kb: KnowledgeBase, keep: set[int]) -> None:

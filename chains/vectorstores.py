@@ -17,7 +17,7 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from chains.embeddings import PROBE, Vectors, embed_documents, embed_query, fingerprint
 from chains.faiss_index import FaissConfig, FaissIndex
-from chains.knowledge_base import FingerprintError, Generation, Ids, KnowledgeBase
+from chains.knowledge_base import FingerprintError, Generation, KnowledgeBase
 from chains.knowledge_base_filters import MetadataFilter
 from chains.knowledge_base_writer import NewChunk, NewDocument, content_hash
 from loaders.errors import RagProjError
@@ -215,20 +215,27 @@ class FaissVectorStore(VectorStore):
         """Unit vector of a query, (dimensions,)."""
         return embed_query(self._embeddings, query)
 
-    def index_ids(self) -> Ids:
-        """Ids of the chunks the index finds, ascending."""
-        index = self._open_index()
-        return np.zeros(0, np.int64) if index is None else index.ids()
+    def answering_index(self) -> FaissIndex | None:
+        """The index over the vectors that answer, to be looked after, whoever made them; None before there are any."""
+        generation = self.knowledge_base.generation()
+        if generation is None:
+            return None
+        with self._lock:
+            if self._generation is None or self._generation.id != generation.id:
+                return FaissIndex(self.knowledge_base, generation, self._config)
+            if self._index is None:
+                self._index = FaissIndex(self.knowledge_base, generation, self._config)
+            return self._index
 
     def save_cache(self) -> None:
         """Bring the FAISS file up to date, so that the next start does not have to."""
-        index = self._open_index()
+        index = self.answering_index()
         if index is not None:
             index.save()
 
     def compact_cache(self) -> None:
         """Take removed vectors out of the FAISS file for good; may take a second, so call it when nobody waits."""
-        index = self._open_index()
+        index = self.answering_index()
         if index is not None:
             index.compact()
 

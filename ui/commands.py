@@ -151,7 +151,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def sources(arguments: argparse.Namespace) -> int:
     """List what the knowledge base holds."""
-    rows = _service(_config(arguments)).knowledge_base.sources()
+    from chains.knowledge_base import KnowledgeBase
+
+    rows = KnowledgeBase(_config(arguments).kb).sources()
     if arguments.json:
         _print_json({"sources": [vars(row) for row in rows]})
         return 0
@@ -164,7 +166,7 @@ def remove(arguments: argparse.Namespace) -> int:
     """Remove documents; 1, with nothing removed, when one is not there."""
     if not arguments.sources:
         raise UsageError("remove 需要至少一个文档", "remove needs at least one document")
-    service = _service(_config(arguments))
+    service = _service(_config(arguments), only_documents=True)
     names = [_resolve(name, service.knowledge_base.source_names()) for name in arguments.sources]
     removed = service.remove(names)
     _print_json({"removed": removed, "sources": names}) if arguments.json else print(
@@ -177,13 +179,15 @@ def check(arguments: argparse.Namespace) -> int:
     """Verify that the database and its indexes agree; 1 when they do not."""
     from chains.checks import check as run
 
-    service = _service(_config(arguments))
+    service = _service(_config(arguments), only_documents=True)
     report = run(service.store, service.fulltext)
     if arguments.json:
         _print_json(report.as_dict())
     else:
         for problem in report.problems:
             print(f"✗ {problem}")
+        for source in report.unfinished:
+            print(f"… 未完成的导入 / unfinished: {source}")
         verdict = "一致 / consistent" if report.ok else f"{len(report.problems)} 个问题 / problems"
         print(f"{report.sources} 个文档 / documents，{report.chunks} 个片段 / chunks：{verdict}")
     return 0 if report.ok else 1
@@ -253,10 +257,10 @@ def _config(arguments: argparse.Namespace) -> RagConfig:
     return config if arguments.kb is None else config.model_copy(update={"kb": Path(arguments.kb)})
 
 
-def _service(config: RagConfig, *, create: bool = False) -> Any:
+def _service(config: RagConfig, *, create: bool = False, only_documents: bool = False) -> Any:
     from ui.service import RagService
 
-    return RagService(config, create=create)
+    return RagService(config, create=create, only_documents=only_documents)
 
 
 def _resolve(name: str, known: list[str]) -> str:

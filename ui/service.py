@@ -56,6 +56,7 @@ class RagService:
         embeddings: Embeddings | None = None,
         llm: BaseChatModel | None = None,
         any_embedder: bool = False,
+        only_documents: bool = False,
     ) -> None:
         """Open the knowledge base and build the chain.
 
@@ -66,6 +67,8 @@ class RagService:
             llm: in place of the configured generator.
             any_embedder: answer with the embedder that made the vectors where that is not the configured one, also
                 when it is changed later; `change_embedder` then lets the configured one take over.
+            only_documents: nothing will be asked or added, so it does not matter whether the configured embedder is
+                the one that made the vectors, and no model is loaded.
 
         Raises:
             KnowledgeBaseError: it does not exist and `create` is false, or cannot be read.
@@ -82,10 +85,10 @@ class RagService:
         self.knowledge_base = store.knowledge_base
         self.fulltext = FullTextIndex(self.knowledge_base)
         self._embedders = StoredEmbedders(store, config.vectorstore) if any_embedder else None
-        if self._embedders is None:
-            store.check_embedder()
-        else:
+        if self._embedders is not None:
             store = self._embedders.answering_store()
+        elif not only_documents:
+            store.check_embedder()
         self._current = self._chain_over(store)
         # as sources are named
         self._files = Path(os.path.abspath(self.knowledge_base.path)) / "files"  # noqa: PTH100
@@ -196,7 +199,9 @@ class RagService:
             copies = [kept.add(path) for path in paths]
             return self._ingest(copies, progress, stop).as_dict()
         finally:
-            kept.settle(self._is_stored)
+            writer = self.knowledge_base.writer()
+            for path in kept.settle(self._is_stored):  # a run that was stopped left what it had of them
+                writer.drop_staged(str(path))
 
     def _ingest(self, files: list[Path], progress: Progress, stop: threading.Event | None) -> IngestReport:
         ingestor = self.ingestor()
@@ -219,11 +224,11 @@ class RagService:
 
         They are in no answer when this returns. What big indexes still hold of them leaves the disk a little later.
         """
-        removed = self.knowledge_base.writer().remove_sources(sources)
+        ingestor = self.ingestor()
+        removed = ingestor.remove(sources)
         for source in sources:
             if Path(source).parent == self._files:
                 Path(source).unlink(missing_ok=True)
-        ingestor = self.ingestor()
         ingestor.save_caches()
         self._compacting = [thread for thread in self._compacting if thread.is_alive()]
         # no daemon: the command line, which does not close the service, ends when this is done
@@ -340,16 +345,20 @@ class _UploadFolder:
             ) from error
         return target
 
-    def settle(self, is_stored: Callable[[Path], bool]) -> None:
-        """Keep the copies that were stored; drop the others, putting back what they replaced."""
+    def settle(self, is_stored: Callable[[Path], bool]) -> list[Path]:
+        """Keep the copies that were stored; drop the others, putting back what they replaced; which these are."""
+        dropped = []
         for target, before in self._before.items():
             if target.exists() and is_stored(target):
                 if before is not None:
                     before.unlink(missing_ok=True)
-            elif before is not None:
+                continue
+            dropped.append(target)
+            if before is not None:
                 before.replace(target)
             else:
                 target.unlink(missing_ok=True)
+        return dropped
 
 
 def _label(key: str, choice: ExtractiveConfig | GeneratorConfig | None) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from chains.checks import CheckReport, check
+from chains.faiss_index import FaissIndex
 from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor
-from chains.knowledge_base import FingerprintError, KnowledgeBase, KnowledgeBaseError
+from chains.knowledge_base import KnowledgeBase, KnowledgeBaseError, SourceState
 from chains.lexical_embeddings import LexicalEmbeddings
 from chains.vectorstores import FaissVectorStore
 from ui import cli
@@ -43,6 +44,15 @@ class Bench:
             for statement in statements:
                 connection.execute(statement)
         connection.close()
+
+
+def held_index(store: FaissVectorStore) -> FaissIndex:
+    """The index that a store goes on with, to be spoilt."""
+    store.check_embedder()
+    index = store.answering_index()
+    assert index is not None
+    assert index is store.answering_index()
+    return index
 
 
 @pytest.fixture
@@ -100,8 +110,9 @@ def test_an_index_without_a_chunk_is_named(bench: Bench) -> None:
     with KnowledgeBase(bench.path) as kb:
         store, fulltext = FaissVectorStore(LexicalEmbeddings(), kb), FullTextIndex(kb)
         lost = int(kb.chunk_ids()[4])
-        held = store.index_ids
-        store.index_ids = lambda: held()[held() != lost]  # type: ignore[method-assign]
+        index = held_index(store)
+        held = index.ids()
+        index.ids = lambda: held[held != lost]  # type: ignore[method-assign]
         report = check(store, fulltext)
     assert [problem for problem in report.problems if f"FAISS 缺少片段 / lacks chunks: 1, [{lost}]" in problem]
 
@@ -120,22 +131,26 @@ def test_an_index_whose_vectors_belong_to_other_chunks_is_named(bench: Bench) ->
     """Right ids, wrong contents: only searching shows it."""
     with KnowledgeBase(bench.path) as kb:
         store, fulltext = FaissVectorStore(LexicalEmbeddings(), kb), FullTextIndex(kb)
-        search = store.search_ids
-        store.search_ids = lambda vector, k: [(i, s / 2) for i, s in search(vector, k)]  # type: ignore
+        index = held_index(store)
+        search = index.search
+        index.search = lambda vector, k: [(i, s / 2) for i, s in search(vector, k)]  # type: ignore
         assert any("by its own vector" in problem for problem in check(store, fulltext).problems)
 
 
-def test_another_embedder_is_refused_by_name(bench: Bench) -> None:
-    with KnowledgeBase(bench.path) as kb, pytest.raises(FingerprintError):
-        check(FaissVectorStore(LexicalEmbeddings(dimensions=512), kb), FullTextIndex(kb))
-
-
-def test_sources_in_the_making_are_no_problem(bench: Bench) -> None:
-    from chains.knowledge_base import SourceState
-
+def test_no_embedder_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = LexicalEmbeddings(dimensions=512)
+    monkeypatch.setattr(LexicalEmbeddings, "embed_documents_array", None)
     with KnowledgeBase(bench.path) as kb:
-        kb.writer().begin_source("half", SourceState(0, 1, 1, "x", "y"))
-    assert bench.check().problems == []
+        assert check(FaissVectorStore(other, kb), FullTextIndex(kb)).ok
+
+
+def test_sources_in_the_making_are_listed_and_no_problem(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    with KnowledgeBase(bench.path) as kb:
+        kb.writer().begin_source("half.txt", SourceState(0, 1, 1, "x", "y"))
+    report = bench.check()
+    assert (report.problems, report.unfinished) == ([], ["half.txt"])
+    assert cli.main(["check", "--kb", str(bench.path)]) == 0
+    assert "half.txt" in capsys.readouterr().out
 
 
 def test_the_command_says_what_is_wrong_and_exits_with_1(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

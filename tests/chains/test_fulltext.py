@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from chains import fulltext
 from chains.analysis import index_terms
-from chains.fulltext import FullTextIndex, query_terms
+from chains.fulltext import FullTextIndex, IndexBusyError, query_terms
 from chains.knowledge_base import KnowledgeBase, SourceState
 from chains.knowledge_base_writer import NewChunk, NewDocument
 
@@ -582,3 +582,30 @@ def test_an_index_of_another_history_is_not_trusted(tmp_path: Path) -> None:
         index = FullTextIndex(kb)
         assert found(index, "合同") == []
         assert found(index, "仲裁") == ids
+
+
+def test_without_an_older_state_a_question_waits_for_the_process_that_builds_the_index(
+    kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (chunk,) = add(kb, "a", "劳动合同")
+    monkeypatch.setattr(fulltext, "_WAIT_S", 0.0)
+    building = FileLock(kb.path / "fulltext.lock", thread_local=False)
+    building.acquire()
+    threading.Timer(0.3, building.release).start()
+    assert found(FullTextIndex(kb), "劳动合同") == [chunk]
+
+
+def test_an_index_that_is_not_there_yet_is_named_and_never_an_empty_answer(
+    kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(kb, "a", "劳动合同")
+    monkeypatch.setattr(fulltext, "_WAIT_FIRST_S", 0.1)
+    index = FullTextIndex(kb)
+    with FileLock(kb.path / "fulltext.lock"):
+        with pytest.raises(IndexBusyError, match=str(kb.path)):
+            index.search("劳动合同", 5)
+        with pytest.raises(IndexBusyError):
+            index.ids()
+        index.save_cache()  # somebody is at it
+        index.compact()
+    assert len(found(index, "劳动合同")) == 1

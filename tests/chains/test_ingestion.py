@@ -21,6 +21,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 
 from chains import ingestion
+from chains.checks import check
 from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor, IngestReport
 from chains.knowledge_base import FingerprintError, KnowledgeBase
@@ -239,6 +240,44 @@ def stored_vectors(bench: Bench) -> dict[str, Any]:
     return {texts[int(i)]: row for batch, rows in bench.kb.vectors(1, ids) for i, row in zip(batch, rows, strict=True)}
 
 
+def test_a_changed_record_costs_no_look_at_the_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"第{number}条内容。" for number in range(300)]
+    path = bench.write("a.jsonl", records(*texts))
+    bench.ingest()
+    texts[4] = "改过的一条。"
+    path.write_text(records(*texts), encoding="utf-8")
+    read: list[int] = []
+    index_texts, vectors = bench.kb.index_texts, bench.kb.vectors
+
+    def counted_texts(ids: Any) -> Any:
+        read.extend(ids)
+        return index_texts(ids)
+
+    def counted_vectors(generation: int, ids: Any) -> Any:
+        read.extend(ids)
+        return vectors(generation, ids)
+
+    monkeypatch.setattr(bench.kb, "index_texts", counted_texts)
+    monkeypatch.setattr(bench.kb, "vectors", counted_vectors)
+    for name in ("save_caches", "compact_caches"):  # indexes of so few chunks are written anew
+        monkeypatch.setattr(Ingestor, name, lambda _: None)
+    assert bench.ingest().updated == 1
+    assert sorted({int(i) for i in read}) == [5, 301]  # the old record and the new one
+
+
+def test_a_document_of_many_chunks_keeps_its_vectors_batch_by_batch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingestion, "_BATCH_CHUNKS", 8)
+    paragraphs = [f"第{number}段，" + f"讲第{number}件事的办法。" * 20 for number in range(40)]
+    path = bench.write("a.txt", "\n\n".join(paragraphs))
+    bench.ingestor(splitter=SplitterConfig(chunk_size=160)).ingest([bench.docs])
+    assert len(bench.embedder.taken()) >= 40
+    path.write_text("\n\n".join([*paragraphs[:20], "新的一段。" * 30, *paragraphs[20:]]), encoding="utf-8")
+    bench.ingestor(splitter=SplitterConfig(chunk_size=160)).ingest([bench.docs])
+    assert 1 <= len(bench.embedder.taken()) <= 4
+
+
 def test_a_paragraph_put_in_front_does_not_embed_the_rest_again(bench: Bench) -> None:
     sections = [f"# 第{number}章\n\n" + f"第{number}章的内容有很多。" * 15 for number in range(8)]
     path = bench.write("a.md", "\n\n".join(sections))
@@ -384,6 +423,27 @@ def test_a_broken_record_in_the_middle_keeps_the_old_version(bench: Bench, monke
     assert outcome(report) == {"added": 0, "updated": 0, "unchanged": 0, "failed": 1}
     assert "a.jsonl:5" in report.failed[0]["reason"]
     assert bench.texts() == ["旧一。", "旧二。"]
+    assert bench.rows() == {"sources": 1, "contents": 2, "documents": 2, "chunks": 2, "vectors": 2}
+
+
+def test_what_an_interrupted_run_left_goes_when_the_file_cannot_be_read_any_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingestion, "_BATCH_CHUNKS", 2)
+    path = bench.write("a.jsonl", records("一。", "二。", "毒药。"))
+    bench.embedder.fail_on = "毒药"
+    with pytest.raises(RuntimeError):
+        bench.ingest()
+    assert bench.kb.staged_sources() == [str(path)]
+    path.write_text("{broken", encoding="utf-8")
+    assert len(bench.ingest().failed) == 1
+    assert set(bench.rows().values()) == {0}
+
+
+def test_a_path_too_long_for_the_system_is_a_failed_one_and_the_others_are_stored(bench: Bench) -> None:
+    bench.write("a.txt", "甲。")
+    report = bench.ingest(bench.docs / ("长" * 200 + ".txt"), bench.docs, sync=True)
+    assert outcome(report) == {"added": 1, "updated": 0, "unchanged": 0, "failed": 1}
 
 
 def test_a_file_that_vanishes_meanwhile_is_a_failed_one(bench: Bench) -> None:
@@ -416,6 +476,19 @@ def test_the_knowledge_bases_own_files_are_not_documents(tmp_path: Path) -> None
     assert outcome(report) == {"added": 0, "updated": 0, "unchanged": 1, "failed": 0}
     assert len(bench.kb.source_names()) == 1
     bench.kb.close()
+
+
+def test_they_are_not_where_the_path_goes_up_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.write("a.txt", "甲。")
+    work = bench.docs.parent / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    with KnowledgeBase(Path("../docs/kb"), create=True) as kb:
+        (bench.docs / "kb" / "notes.txt").write_text("不是文档。", encoding="utf-8")
+        ingestor = Ingestor(FaissVectorStore(bench.embedder, kb), FullTextIndex(kb))
+        report = ingestor.ingest([bench.docs])
+        assert outcome(report) == {"added": 1, "updated": 0, "unchanged": 0, "failed": 0}
+        assert kb.source_names() == [str(bench.docs / "a.txt")]
 
 
 def test_another_embedder_is_refused_and_nothing_is_written(bench: Bench) -> None:
@@ -525,6 +598,21 @@ def test_one_big_document_can_be_stopped_too(bench: Bench, monkeypatch: pytest.M
     assert bench.kb.chunk_count() == 0
 
 
+def test_a_file_of_many_records_stops_while_it_is_cut(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.write("a.jsonl", records(*[f"第{number}条。" for number in range(100)]))
+    stop, cut = threading.Event(), []
+    split = ingestion.split_document
+
+    def split_and_stop(document: Document, *options: Any) -> list[Document]:
+        stop.set()
+        cut.append(document)
+        return split(document, *options)
+
+    monkeypatch.setattr(ingestion, "split_document", split_and_stop)
+    assert bench.ingest(stop=stop).added == 0
+    assert len(cut) == 1
+
+
 INGESTING = """
 import sys
 from pathlib import Path
@@ -625,6 +713,58 @@ def test_a_copy_outlives_the_file_it_was_first_read_from(bench: Bench) -> None:
     bench.kb.writer().remove_sources([str(first), str(second)])
     assert set(bench.rows().values()) == {0}
     assert retrieved(bench, "年度工作总结") == []
+
+
+SECRET = "张三辞退通知"
+
+
+def everything_stored(kb: KnowledgeBase) -> bytes:
+    """The bytes of the database and of its log."""
+    return b"".join(path.read_bytes() for path in sorted(kb.path.glob("kb.sqlite*")))
+
+
+@pytest.mark.parametrize("how", ["removed", "synced", "renamed"])
+def test_a_copy_loses_the_name_of_the_file_it_was_first_read_from(bench: Bench, how: str) -> None:
+    first, second = bench.write(f"{SECRET}.txt", "没有标题的正文。"), bench.write("范文.txt", "没有标题的正文。")
+    bench.ingest()
+    assert SECRET.encode() in everything_stored(bench.kb)
+    keys = [chunk.key for chunk in bench.kb.chunks(bench.kb.chunk_ids().tolist()).values()]
+    if how == "removed":
+        bench.ingestor().remove([str(first)])
+        bench.ingestor().save_caches()
+    else:
+        first.rename(bench.docs / "改名.txt") if how == "renamed" else first.unlink()
+        assert bench.ingest(sync=True).removed == 1
+    assert SECRET.encode() not in everything_stored(bench.kb)
+    assert FullTextIndex(bench.kb).search(SECRET, 5) == []
+    ((number, chunk),) = bench.kb.chunks(bench.kb.chunk_ids().tolist()).items()
+    assert (chunk.source, chunk.title, chunk.key) == (str(second), "范文", keys[0])
+    ((_, text),) = bench.kb.index_texts(np.array([number]))
+    ((_, vectors),) = bench.kb.vectors(1, np.array([number]))
+    wanted = np.array(bench.embedder.embed_query(text))
+    assert vectors[0] @ wanted / np.linalg.norm(wanted) == pytest.approx(1, abs=1e-3)
+    assert check(bench.store, bench.fulltext).problems == []
+    assert len(FullTextIndex(bench.kb).search("范文", 5)) == 1
+
+
+def test_a_file_that_changes_leaves_its_name_to_no_copy(bench: Bench) -> None:
+    first, second = bench.write(f"{SECRET}.txt", "没有标题的正文。"), bench.write("范文.txt", "没有标题的正文。")
+    bench.ingest()
+    first.write_text("改过的正文。", encoding="utf-8")
+    assert bench.ingest().updated == 1
+    titles = {chunk.source: chunk.title for chunk in bench.kb.chunks(bench.kb.chunk_ids().tolist()).values()}
+    assert titles == {str(first): SECRET, str(second): "范文"}
+    assert check(bench.store, bench.fulltext).problems == []
+
+
+def test_records_that_stay_in_a_changed_file_keep_their_chunks(bench: Bench) -> None:
+    path = bench.write("a.jsonl", records("一条。", "二条。"))
+    bench.write("b.jsonl", records("一条。"))
+    bench.ingest()
+    before = bench.kb.chunk_ids_of(str(bench.docs / "b.jsonl")).tolist()
+    path.write_text(records("一条。", "二条，改了。"), encoding="utf-8")
+    bench.ingest()
+    assert bench.kb.chunk_ids_of(str(bench.docs / "b.jsonl")).tolist() == before
 
 
 def test_changing_one_copy_leaves_the_other_as_it_was(bench: Bench) -> None:
@@ -860,6 +1000,44 @@ def test_sync_of_a_single_file_or_a_missing_folder_removes_nothing(bench: Bench)
     report = bench.ingest(bench.docs.parent / "gone", sync=True)
     assert (report.removed, len(report.failed)) == (0, 1)
     assert len(bench.kb.source_names()) == 2
+
+
+def test_sync_keeps_what_others_add_and_ingest_meanwhile(bench: Bench) -> None:
+    bench.write("a.txt", "甲文件。")
+
+    def another_run(done: int, total: int, name: str) -> None:
+        if name == "a.txt" and not (bench.docs / "b.txt").exists():
+            added = bench.write("b.txt", "乙文件。")
+            with KnowledgeBase(bench.kb.path) as kb:  # as another process does
+                Ingestor(FaissVectorStore(bench.embedder, kb), FullTextIndex(kb)).ingest([added])
+
+    report = bench.ingest(sync=True, progress=another_run)
+    assert (report.added, report.removed) == (1, 0)
+    assert bench.kb.source_names() == [str(bench.docs / "a.txt"), str(bench.docs / "b.txt")]
+
+
+def test_sync_keeps_files_that_are_there_and_only_found_by_name(bench: Bench, tmp_path: Path) -> None:
+    """Hidden ones, and those below a link to a folder."""
+    bench.write("a.txt", "甲文件。")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "c.txt").write_text("丙文件。", encoding="utf-8")
+    (bench.docs / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    hidden, linked = bench.write(".b.txt", "乙文件。"), bench.docs / "link" / "c.txt"
+    bench.ingest(hidden, linked)
+    assert bench.ingest(sync=True).removed == 0
+    hidden.unlink()
+    (tmp_path / "elsewhere" / "c.txt").unlink()
+    assert bench.ingest(sync=True).removed == 2
+
+
+def test_sync_of_an_emptied_folder_is_no_empty_report(bench: Bench) -> None:
+    bench.write("a.txt", "甲文件。").unlink()
+    assert bench.ingest(sync=True).is_empty
+    path = bench.write("a.txt", "甲文件。")
+    bench.ingest()
+    path.unlink()
+    report = bench.ingest(sync=True)
+    assert (report.removed, report.is_empty) == (1, False)
 
 
 def test_sync_that_is_stopped_removes_nothing(bench: Bench) -> None:

@@ -221,6 +221,18 @@ def test_a_file_left_empty_by_a_crash_at_the_first_start_is_no_obstacle(tmp_path
         assert kb.sources() == []
 
 
+@pytest.mark.parametrize("trace", ["faiss-1.index", "fulltext.state", "files/upload.txt"])
+def test_a_file_emptied_beside_what_was_made_of_it_is_refused_and_left_alone(tmp_path: Path, trace: str) -> None:
+    """A copy that failed, or a full disk: beginning anew would hide that everything is lost."""
+    (tmp_path / "kb.sqlite").touch()
+    (tmp_path / trace).parent.mkdir(exist_ok=True)
+    (tmp_path / trace).write_text("x", encoding="utf-8")
+    for create in (True, False):
+        with pytest.raises(KnowledgeBaseError, match=r"kb\.sqlite is damaged \(0 bytes\)"):
+            KnowledgeBase(tmp_path, create=create)
+    assert (tmp_path / "kb.sqlite").stat().st_size == 0
+
+
 def test_many_processes_may_create_it_at_once(tmp_path: Path) -> None:
     code = """
         time.sleep(max(0, float(sys.argv[2]) - time.time()))

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -788,3 +789,60 @@ def test_deleting_everything_takes_staged_sources_too(python_store: FaissVectorS
     stage(python_store.knowledge_base, "half.txt", entry("half", "写了一半"))
     python_store.delete()
     assert counts(python_store.knowledge_base) == rows(0, 0, 0)
+
+
+# -- space ---------------------------------------------------------------------------------------------------------
+
+
+def test_removing_waits_for_no_reader_and_the_space_comes_back_after_him(kb: KnowledgeBase) -> None:
+    for name in ("a", "b"):
+        source_id, _ = kb.writer().begin_source(name, STATE)
+        kb.writer().add_documents(source_id, [entry(name, *[f"第{n}段{name}" * 400 for n in range(40)])])
+        made = kb.writer().first_generation("fake", vectors(1)[0], None)
+        kb.writer().activate(source_id, made.id)
+    kb.writer().give_back_space()
+    database, log = kb.path / "kb.sqlite", kb.path / "kb.sqlite-wal"
+    before = database.stat().st_size
+    reader = sqlite3.connect(database, isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT COUNT(*) FROM sources").fetchone() == (2,)
+    remover = threading.Thread(target=lambda: kb.writer().remove_sources(["a"]))
+    remover.start()
+    remover.join(20)  # it waited for a minute, and every writer behind it
+    assert not remover.is_alive()
+    assert kb.source_names() == ["b"]
+    assert reader.execute("SELECT COUNT(*) FROM sources").fetchone() == (2,)
+    reader.close()
+    kb.writer().touch(1, STATE)  # the next write, whatever it is
+    assert log.stat().st_size == 0
+    assert database.stat().st_size < before
+    assert "第7段a".encode() not in database.read_bytes()
+
+
+def test_a_write_waits_for_other_writers_as_before_once_space_was_given_back(kb: KnowledgeBase) -> None:
+    waiting = kb._number("PRAGMA busy_timeout")
+    kb.writer().give_back_space()
+    assert kb._number("PRAGMA busy_timeout") == waiting == 60_000
+
+
+def test_a_retitled_content_is_shown_anew_under_the_same_keys(kb: KnowledgeBase) -> None:
+    made = kb.writer().first_generation("fake", vectors(1)[0], None)
+    source_id, _ = kb.writer().begin_source("a", STATE)
+    kb.writer().add_documents(source_id, [entry("a", "一。", "二。")])
+    kb.writer().add_vectors(made.id, kb.without_vector(made.id), vectors(2))
+    kb.writer().activate(source_id, made.id)
+    revision, old = kb.revision(), kb.chunk_ids()
+    keys = [chunk.key for chunk in kb.chunks(old.tolist()).values()]
+    kb.writer().retitle(1, "新名", made.id, vectors(2, axis=1))
+    new = kb.chunk_ids()
+    changes = kb.changes_since(revision)
+    assert changes is not None
+    assert (changes.shown.tolist(), changes.hidden.tolist()) == (new.tolist(), old.tolist())
+    assert set(new.tolist()).isdisjoint(old.tolist())
+    assert [(chunk.key, chunk.title) for chunk in kb.chunks(new.tolist()).values()] == [(key, "新名") for key in keys]
+    ((ids, stored),) = kb.vectors(made.id, new)
+    assert ids.tolist() == new.tolist()
+    assert stored.tolist() == vectors(2, axis=1).tolist()
+    assert integrity_problems(kb) == []
+    kb.writer().retitle(1, "不合", made.id, vectors(3))  # made for what it was before: nothing happens
+    assert kb.chunk_ids().tolist() == new.tolist()

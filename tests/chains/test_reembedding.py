@@ -19,6 +19,7 @@ from chains.embeddings import PROBE
 from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor, StoppedError
 from chains.knowledge_base import FingerprintError, KnowledgeBase, KnowledgeBaseError
+from chains.knowledge_base_writer import Writer
 from chains.reembedding import reembed
 from chains.retrievers import HybridRetriever
 from chains.vectorstores import FaissVectorStore
@@ -410,3 +411,35 @@ def test_the_command_changes_over_and_back(tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["check", "--kb", kb, other]) == 0
     assert cli.main(["reembed", "--rollback", "--kb", kb]) == 0
     assert cli.main(["check", "--kb", kb]) == 0
+
+
+def test_what_is_ingested_between_the_last_vector_and_the_switch_gets_its_vectors_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch, times = Writer.switch_generation, []
+
+    def ingest_first(writer: Writer, generation: int) -> None:
+        if len(times) < 3:
+            times.append(generation)
+            bench.write(f"new{len(times)}.txt", f"赶来的第{len(times)}条")
+            bench.ingest(bench.old)
+        switch(writer, generation)
+
+    monkeypatch.setattr(Writer, "switch_generation", ingest_first)
+    report = reembed(bench.store(bench.new))
+    assert (report.embedded, report.switched, len(times)) == (33, True, 3)
+    assert bench.answering() == "test/new"
+    assert bench.problems(bench.new) == []
+
+
+def test_chunks_that_are_too_long_for_the_new_embedder_are_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    class Short(Model):
+        max_tokens = 24
+
+        def count_tokens(self, text: str) -> int:
+            return len(text)
+
+    bench.write("long.txt", "一个比新模型能看到的更长的片段，它的结尾不在任何向量里。")
+    bench.ingest(bench.old)
+    reembed(bench.store(Short("short")))
+    assert "1 of 31 chunks are longer than the 24 tokens this embedder sees" in caplog.text

@@ -294,6 +294,16 @@ def test_an_empty_folder_fails_with_a_message(run: Run, tmp_path: Path) -> None:
     assert re.search("没有.* / .*no file", result.err)
 
 
+def test_sync_of_an_emptied_folder_removes_and_succeeds(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "docs" / "a.txt"
+    file.parent.mkdir()
+    file.write_text(DEVICE, encoding="utf-8")
+    assert run("ingest", file.parent, "--kb", tmp_path / "kb").status == 0
+    file.unlink()
+    result = run("ingest", file.parent, "--kb", tmp_path / "kb", "--sync")
+    assert (result.status, "移除 1" in result.out, result.err) == (0, True, "")
+
+
 def test_a_folder_of_known_files_is_not_an_empty_one(run: Run, documents: Path, copy: Path) -> None:
     assert run("ingest", documents, "--kb", copy).status == 0
 
@@ -404,6 +414,19 @@ def test_a_knowledge_base_of_another_embedder_is_refused_by_name(run: Run, kb: P
     for words in (["ask", "年假？"], ["search", "年假"], ["ingest", str(documents)]):
         run(*words, "--kb", kb, "embeddings.dimensions=512").assert_failed(1, "lexical-1024", "lexical-512")
     assert run("ask", SPEED, "--kb", kb).status == 0
+
+
+def test_documents_are_listed_removed_and_checked_whatever_the_configured_embedder(
+    run: Run, copy: Path, documents: Path
+) -> None:
+    words = ["embeddings.dimensions=256", "--kb", copy]
+    listed = run("sources", "--json", *words)
+    assert len(listed.json["sources"]) == 2
+    assert run("check", *words).status == 0
+    assert run("remove", "device.txt", *words).status == 0
+    assert len(run("sources", "--json", *words).json["sources"]) == 1
+    assert run("check", "--kb", copy).status == 0
+    run("ask", SPEED, *words).assert_failed(1, "lexical-")
 
 
 def test_a_generator_that_is_away_is_a_failure_with_its_address(run: Run, kb: Path) -> None:

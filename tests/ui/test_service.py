@@ -268,6 +268,24 @@ def test_a_stopped_upload_keeps_no_copy_of_what_was_not_stored(
     assert kept(service) == ["leave.txt"]
 
 
+def test_a_stopped_upload_leaves_nothing_of_what_it_had_begun(
+    service: RagService, leave: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.upload([leave], quiet)
+    rows = "".join(json.dumps({"text": f"机密的第{n}条"}, ensure_ascii=False) + "\n" for n in range(9))
+    monkeypatch.setattr("chains.ingestion._BATCH_CHUNKS", 2)
+    stop = threading.Event()
+
+    def stop_while_written(done: int, total: int, name: str) -> None:
+        if service.knowledge_base.staged_sources():
+            stop.set()
+
+    service.upload([write(tmp_path / "in" / "pool.jsonl", rows)], stop_while_written, stop)
+    assert stop.is_set()
+    assert (names(service), kept(service)) == (["leave.txt"], ["leave.txt"])
+    assert service.knowledge_base.staged_sources() == []
+
+
 def test_nothing_to_upload_is_an_empty_report(service: RagService) -> None:
     report = service.upload([], quiet)
     assert (report["added"], report["failed"]) == (0, [])
