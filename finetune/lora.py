@@ -67,4 +67,6 @@ def save_adapter(model: nn.Module, folder: Path, *, base: str) -> None:
     settings.base_model_name_or_path = base
     # PEFT 0.21 keeps a set, whose order differs between processes: the same adapter would have another digest
     settings.target_modules = sorted(settings.target_modules)
-    adapted.save_pretrained(str(folder))
+    # PEFT 0.21 would compare the vocabulary with that in the base's config.json, and ask the hub where the base is an
+    # id; an original ChatGLM3 calls it otherwise, so that a gigabyte of its embeddings would go into the adapter
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
