@@ -11,17 +11,23 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-def adamw(model: nn.Module, config: TrainingConfig) -> Optimizer:
+def adamw(model: nn.Module, config: TrainingConfig, *, embedding_rate: float = 1.0) -> Optimizer:
     """torch's AdamW with the rate and the weight decay of a config."""
     import torch
 
-    return torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate, fused=True)
+    groups = decay_groups(model, config.weight_decay, embedding_rate=embedding_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters as optimizer groups: matrices decay, vectors (biases, norms) do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
-    ]
+def decay_groups(model: nn.Module, weight_decay: float, *, embedding_rate: float = 1.0) -> list[dict[str, Any]]:
+    """Trained parameters as optimizer groups: matrices decay, vectors (biases, norms) do not.
+
+    `rate` of a group is what its learning rate is multiplied by: `embedding_rate` for a BERT's embeddings, else 1.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = embedding_rate if "embeddings." in name else 1.0
+            decay = weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": parameters, "rate": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]

@@ -19,6 +19,7 @@ from finetune.checkpoints import Checkpoints, State
 from finetune.distributed import Processes
 from finetune.doctor import Monitor
 from finetune.early_stopping import EarlyStopping
+from finetune.heap import kept_heap
 from finetune.precision import Numbers, device_kind
 from finetune.schedule import Schedule
 from finetune.training_config import TrainingConfig
@@ -181,7 +182,8 @@ class TrainingLoop(Generic[_Batch, _Served]):
         started = time.perf_counter()
         self._announce()
         self._resume()
-        self._steps()
+        with kept_heap():
+            self._steps()
         best, candidate = self.stopping.best_step, self.config.output / CANDIDATE
         if self.processes.first:
             if best is not None and best != self.step:
@@ -250,7 +252,7 @@ class TrainingLoop(Generic[_Batch, _Served]):
         optimizer, schedule = self.learner.optimizer, self.learner.schedule
         rate = self.config.learning_rate * schedule.rate(self.step)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)  # of `finetune.optimizer`
         loss = self.learner.gradient(batch, self.step, self.scaler)
         self.processes.sum_gradients(self.trained)
         self.scaler.unscale_(optimizer)

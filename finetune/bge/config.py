@@ -61,6 +61,9 @@ class BgeTrainingConfig(RetrievalTrainingConfig):
     lora: BgeLora = BgeLora()
     batch_size: BatchSize = 64
 
+    embedding_rate: float = Field(
+        default=1.0, gt=0, description="learning rate of the embeddings, as a multiple; 10 or more from random weights"
+    )
     temperature: float = Field(
         default=0.02, gt=0, description="cosines are divided by it; smaller looks at the nearest"
     )

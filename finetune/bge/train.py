@@ -161,7 +161,7 @@ class _Retriever(Learner[StepBatch, Embeddings]):
             )
         self.tokenizer = BgeTokenizer.from_directory(directory)
         self.model = training_encoder(config, directory, self.device)
-        self.optimizer = adamw(self.model, config)
+        self.optimizer = adamw(self.model, config, embedding_rate=config.embedding_rate)
         self.objective = Objective(
             config.temperature, config.in_batch_negatives, tuple(config.matryoshka), directory.normalize
         )

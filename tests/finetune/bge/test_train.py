@@ -234,6 +234,18 @@ def test_bfloat16_loses_nearly_the_same(tiny_model: Path, tmp_path: Path) -> Non
     assert half.losses != plain.losses  # it was not float32 after all
 
 
+def test_embeddings_learn_at_a_rate_of_their_own(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"max_steps": 2, "learning_rate": 1e-3, "embedding_rate": 10.0, "weight_decay": 0.0}
+    after = weights(train(training_config(tiny_model, tmp_path, **settings), make_rows(16)).candidate)
+    before = weights(tiny_model)
+    for name, rate in {
+        "embeddings.word_embeddings.weight": 1e-2,
+        "encoder.layer.0.intermediate.dense.weight": 1e-3,
+    }.items():
+        # the first step has a rate of zero; in the second Adam moves what has a steady gradient by the rate
+        assert float((after[name] - before[name]).abs().max()) == pytest.approx(rate, rel=0.1), name
+
+
 # --- what does not fit together
 
 
