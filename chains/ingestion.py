@@ -21,7 +21,7 @@ from typing import Any, cast
 import numpy as np
 from langchain_core.documents import Document
 
-from chains.embeddings import Vectors, embed_documents, max_tokens, token_counter
+from chains.embeddings import Vectors, cut_texts, embed_documents, max_tokens, token_counter
 from chains.fulltext import FullTextIndex
 from chains.knowledge_base import Generation, Ids, KnowledgeBase, SourceState, batches
 from chains.knowledge_base_titles import retitle
@@ -58,7 +58,10 @@ class StoppedError(RagProjError):
 
 @dataclass
 class IngestReport:
-    """What an ingest did, in files; `chunks` counts those of added and updated files."""
+    """What an ingest did, in files; `chunks` counts those of added and updated files.
+
+    `cut` counts texts of new chunks whose end the embedder did not see, as far as it says so.
+    """
 
     added: int = 0
     updated: int = 0
@@ -66,6 +69,7 @@ class IngestReport:
     removed: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
     chunks: int = 0
+    cut: int = 0
     seconds: float = 0.0
 
     @property
@@ -107,6 +111,7 @@ class Ingestor:
         self._store = store
         self._kb = store.knowledge_base
         self._fulltext = fulltext
+        self._too_long = 0
         self._loader = loader or LoaderConfig()
         self._count_tokens = token_counter(store.embeddings)
         self._splitter = _fit(splitter or SplitterConfig(), max_tokens(store.embeddings))
@@ -137,6 +142,7 @@ class Ingestor:
         """
         started = time.monotonic()
         report = IngestReport()
+        self._too_long = 0
         found = find_files([_absolute(path) for path in paths])
         files = [path for path in found.files if not self._is_own(path)]
         failures = [*found.errors, *_unsupported(path for path in found.unsupported if not self._is_own(path))]
@@ -154,6 +160,7 @@ class Ingestor:
         if report.updated or report.removed:
             self.compact_caches()
         progress(len(files), len(files), "")
+        report.cut = self._too_long
         report.seconds = round(time.monotonic() - started, 3)
         return report
 
@@ -285,7 +292,7 @@ class Ingestor:
                     stored = known.of(texts)
                     wanted |= dict.fromkeys(text for text in texts if text not in stored)
         texts = list(wanted)
-        return dict(zip(texts, embed_documents(self._store.embeddings, texts), strict=True))
+        return dict(zip(texts, self._embedded(texts), strict=True))
 
     def _write_claimed(self, file: _ReadFile, ahead: dict[str, Vectors], run: _Run) -> tuple[str, int]:
         """("added" | "updated" | "unchanged", chunks stored)."""
@@ -349,6 +356,14 @@ class Ingestor:
         new = [_new_chunk(chunk, identity, set(metadata)) for chunk in chunks]
         return NewDocument(identity, title, text, metadata, new)
 
+    def _embedded(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of new texts, (n, dimensions); those that the embedder had to cut are counted."""
+        embeddings = self._store.embeddings
+        before = cut_texts(embeddings)
+        vectors = embed_documents(embeddings, texts)
+        self._too_long += cut_texts(embeddings) - before
+        return vectors
+
     def _embed(
         self,
         writer: Writer,
@@ -369,7 +384,7 @@ class Ingestor:
             texts = dict(self._kb.index_texts(missing[start : start + _BATCH_CHUNKS]))
             stored = ChainMap(ahead, known.of(texts.values()))
             new = [text for text in dict.fromkeys(texts.values()) if text not in stored]
-            fresh = dict(zip(new, embed_documents(self._store.embeddings, new), strict=True))
+            fresh = dict(zip(new, self._embedded(new), strict=True))
             vectors = np.array([stored[text] if text in stored else fresh[text] for text in texts.values()], np.float32)
             writer.add_vectors(generation.id, np.array(list(texts), np.int64), vectors)
 

@@ -88,6 +88,8 @@ def ingest(arguments: argparse.Namespace) -> int:
             f"失败 {len(report.failed)} 个文件；{report.chunks} 个片段，{report.seconds:.1f} 秒"
             " / added, updated, unchanged, removed, failed; chunks; seconds"
         )
+        if report.cut:
+            print(f"{report.cut} 个片段太长，末尾没有进入向量 / chunks too long for the embedder, their ends are cut")
     if report.is_empty:
         print("没有找到可导入的文件 / found no file to ingest", file=sys.stderr)
     return 1 if report.failed or report.is_empty else 0

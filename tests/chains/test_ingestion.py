@@ -135,7 +135,7 @@ def test_new_changed_and_unchanged_files_are_counted(bench: Bench) -> None:
 def test_the_report_is_what_ingest_json_prints(bench: Bench) -> None:
     bench.write("a.txt", "文件。")
     report = bench.ingest(bench.docs, bench.docs / "missing.txt").as_dict()
-    assert list(report) == ["added", "updated", "unchanged", "removed", "failed", "chunks", "seconds"]
+    assert list(report) == ["added", "updated", "unchanged", "removed", "failed", "chunks", "cut", "seconds"]
     assert json.loads(json.dumps(report)) == report
     (failed,) = report["failed"]
     assert failed["path"] == str(bench.docs / "missing.txt")

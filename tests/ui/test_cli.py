@@ -122,7 +122,7 @@ def kb(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "kb"
     result = ragproj("ingest", documents, "--kb", path, "--json")
     assert result.status == 0, result.err
-    assert list(result.json) == ["added", "updated", "unchanged", "removed", "failed", "chunks", "seconds"]
+    assert list(result.json) == ["added", "updated", "unchanged", "removed", "failed", "chunks", "cut", "seconds"]
     assert {key: result.json[key] for key in ("added", "updated", "unchanged", "removed", "failed")} == {
         "added": 2, "updated": 0, "unchanged": 0, "removed": 0, "failed": [],
     }  # fmt: skip

@@ -140,6 +140,25 @@ def test_texts_that_are_cut_are_reported(bert: Path, caplog: pytest.LogCaptureFi
     assert "the longest has 32 tokens" in caplog.text  # 30 and [CLS], [SEP]
 
 
+def test_an_ingest_reports_chunks_that_its_title_makes_too_long(bert: Path, tmp_path: Path) -> None:
+    """The splitter leaves 16 tokens to a chunk where the model sees 30; a title of 40 stands before its chunks."""
+    from chains.fulltext import FullTextIndex
+    from chains.ingestion import Ingestor
+    from chains.knowledge_base import KnowledgeBase
+    from chains.vectorstores import FaissVectorStore
+
+    for name, text in {"long.md": f"# {'备份' * 20}\n\n怎样做备份。怎样做文档。", "short.md": "知识库的文档"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    embeddings = BGEEmbeddings(bert, engine="torch", max_length=32)
+    knowledge_base = KnowledgeBase(tmp_path / "kb", create=True)
+    ingestor = Ingestor(FaissVectorStore(embeddings, knowledge_base), FullTextIndex(knowledge_base))
+    report = ingestor.ingest([tmp_path / "long.md", tmp_path / "short.md"])
+    embedded = dict(knowledge_base.index_texts(knowledge_base.chunk_ids()))
+    knowledge_base.close()
+    assert report.cut == sum(embeddings.count_tokens(text) > 30 for text in set(embedded.values())) > 0
+    assert report.chunks > report.cut
+
+
 @pytest.mark.parametrize("length", [2, 513])
 def test_a_length_the_model_cannot_have_is_refused(bert: Path, length: int) -> None:
     with pytest.raises(UsageError, match="3 to 512"):
