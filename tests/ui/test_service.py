@@ -26,7 +26,7 @@ from ui.service import RagService
 from ui.views import Passage
 
 LEAVE = "年假有几天？"
-REPORT_KEYS = ["added", "updated", "unchanged", "removed", "failed", "chunks", "seconds"]
+REPORT_KEYS = ["added", "updated", "unchanged", "removed", "failed", "chunks", "cut", "seconds"]
 
 
 class EndlessModel(BaseChatModel):
