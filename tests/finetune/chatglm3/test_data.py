@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from chains.answerers import answer_messages, condense_messages
 from chains.chatglm3.formats import ChatGLM3Format
 from chains.chatglm3.prompt import IGNORED, ChatGLM3Tokenizer, Turn, training_ids, turns_of
-from finetune.chatglm3.copy_task import copy_rows
 from finetune.chatglm3.data import (
     answer_example,
     cited_numbers,
@@ -123,34 +121,3 @@ def test_marks_are_read_and_renumbered() -> None:
     assert renumbered("甲。[1][3] 乙 [2]。", {3: 1, 1: 2}) == "甲。[2][1] 乙。"
     assert without_reference(ROW, 0).answer == "星河的代号是南山。[1]"
     assert without_reference(ROW, 1).answer == "星河的代号是南山。"
-
-
-def test_the_copy_task_asks_held_out_rows_for_facts_that_no_training_row_has() -> None:
-    train = {text for row in copy_rows(2000, seed=1, asked=3) for text in row.references}
-    asked = [row for row in copy_rows(200, seed=2, asked=3, held_out=True) if not row.refuse]
-    assert asked
-    for row in asked:
-        cited = [row.references[int(number) - 1] for number in re.findall(r"\[(\d)\]", row.answer)]
-        assert not train & set(cited)
-        assert "".join(f"{text}[{row.references.index(text) + 1}]" for text in cited) == row.answer
-        assert [text.split("是")[0] for text in cited] == re.findall(r"(?:^|？)(.+?)是什么", row.question)
-
-
-def test_a_fact_that_is_held_out_has_no_part_that_training_lacks() -> None:
-    train = {text for row in copy_rows(3000, seed=1) for text in row.references}
-    held = {text for row in copy_rows(300, seed=2, held_out=True) for text in row.references} - train
-
-    def pairs(facts: set[str]) -> set[tuple[str, str]]:
-        parts = [(text[:2], text[6:8], text[8:10]) for text in facts]  # 星河 的代号是 东风 南山 。
-        return {pair for name, one, two in parts for pair in ((name, one), ("", one + two), (name, "-" + two))}
-
-    assert held
-    assert pairs(held) <= pairs(train)
-
-
-def test_the_copy_task_refuses_where_no_reference_has_the_name() -> None:
-    refused = [row for row in copy_rows(200, seed=1, asked=3) if row.refuse]
-    assert 0.15 < len(refused) / 200 < 0.35
-    for row in refused:
-        names = re.findall(r"(?:^|？)(.+?)的代号", row.question)
-        assert not any(name in text for name in names for text in row.references)
