@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from chains.bge.directory import digest
+from chains.lora import base_mark
 from finetune.blend import best, sweep
 from finetune.data.rows import GenerationRow, RetrievalRow
 from finetune.distributed import Processes
@@ -314,7 +315,7 @@ def _report(
         kind=task.kind,
         method=task.method,
         base=task.config.model,
-        base_digest=digest(task.base),
+        base_digest=base_mark(task.base),
         digest=digest(model),
         verdict=verdict,
         metric=task.config.evaluation.metric,

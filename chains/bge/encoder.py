@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from chains.bge.directory import ModelDirectory, ModelDirectoryError, misfit, resolve_adapter
+from chains.bge.directory import ModelDirectory, ModelDirectoryError
+from chains.lora import with_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ def load_encoder(
         if info["missing_keys"]:  # transformers would go on with random numbers there
             raise ValueError(f"no weights for {', '.join(sorted(info['missing_keys'])[:3])} ...")
         if adapter is not None:
-            encoder = with_adapter(encoder, Path(adapter), merge=merge)
+            encoder = with_adapter(encoder, adapter, directory.path, merge=merge)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelDirectoryError(
@@ -71,17 +72,6 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bar:
             transformers_logging.enable_progress_bar()
-
-
-def with_adapter(encoder: Any, adapter: Path, *, merge: bool) -> Any:
-    """The model with a PEFT adapter on it, or with the adapter added to its weights."""
-    from peft import PeftModel
-
-    try:
-        adapted = PeftModel.from_pretrained(encoder, str(resolve_adapter(adapter)))
-    except (ValueError, RuntimeError) as error:  # other layers, other sizes
-        raise misfit(adapter, error) from error
-    return adapted.merge_and_unload() if merge else adapted
 
 
 def embed(

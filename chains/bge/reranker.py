@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from chains.bge.batching import length_sorted_batches
 from chains.bge.directory import ModelDirectory, ModelDirectoryError, read_model_directory, resolve_model
-from chains.bge.encoder import with_adapter
 from chains.bge.engines import CPU_LIMITS, GPU_LIMITS, DtypeName, devices
 from chains.bge.tokenizer import BgeTokenizer
 from chains.embeddings import Vectors
+from chains.lora import with_adapter
 from loaders.splitters import text_with_context
 
 _QUERY_SHARE = 0.75  # of `max_length`: what FlagReranker leaves a question at most
@@ -130,7 +130,9 @@ def load_cross_encoder(directory: ModelDirectory, adapter: str | Path | None = N
             f"{directory.path} 不是重排模型（需要只有一个输出的分类头）；向量模型请写在 embeddings 里",
             f"{directory.path} is no reranker (a classifier with one label); an embedder belongs under `embeddings`",
         )
-    return cast("Any", network if adapter is None else with_adapter(network, Path(adapter), merge=True)).eval()
+    if adapter is not None:
+        network = with_adapter(network, adapter, directory.path, merge=True)
+    return cast("Any", network).eval()
 
 
 def _scored(document: Document, score: float) -> Document:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chains.bge.directory import misfit
-from chains.chatglm3.checkpoints import read_json
 from chains.chatglm3.options import DType, Quantization
 from chains.chatglm3.settings import ConversionError
+from chains.lora import with_adapter
 from loaders.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,6 +82,7 @@ def load_causal_model(options: ModelOptions) -> Any:
 
     Raises:
         ConversionError: the directory holds no causal language model, or its layers do not fit the quantisation.
+        ModelDirectoryError: the adapter is not one of this model.
         UsageError: the device is not there.
     """
     from transformers import AutoModelForCausalLM
@@ -103,7 +103,7 @@ def load_causal_model(options: ModelOptions) -> Any:
     if options.quantization != "none":
         prepare_quantized(model, options.directory)
     if options.adapter is not None:
-        model = _with_adapter(model, options.adapter)
+        model = with_adapter(model, options.adapter, options.directory)
     return model.eval()
 
 
@@ -142,13 +142,3 @@ def prepare_quantized(model: Any, where: Path) -> None:
             f"{len(misfits)} layers of {where} cannot be quantised to 4 bits (inputs must be multiples of {_COLUMNS},"
             f" outputs of {_ROWS}), such as {misfits[0]}; use quantization: none",
         )
-
-
-def _with_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel
-
-    read_json(adapter / "adapter_config.json")  # a missing or damaged one is named
-    try:
-        return PeftModel.from_pretrained(model, adapter, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise misfit(adapter, error) from error

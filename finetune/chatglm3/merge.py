@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chains.bge.directory import resolve_adapter
 from chains.chatglm3.checkpoints import read_json, write_json
@@ -17,6 +17,7 @@ from chains.chatglm3.directories import native_adapter, native_directory
 from chains.chatglm3.loading import ModelOptions, choose_device, choose_dtype, load_causal_model
 from chains.chatglm3.options import DType, Quantization
 from chains.chatglm3.prompt import ChatGLM3Tokenizer, Turn, prompt_ids
+from chains.lora import with_adapter
 from finetune.chatglm3.model import save_model
 from finetune.report import read_manifest
 from loaders.errors import RagProjError, UsageError
@@ -137,12 +138,10 @@ def _quantization_of(adapter: Path) -> Quantization:
 
 def _write_merged(options: ModelOptions, adapter: Path, target: Path) -> None:
     """Merge and save; no model is left in memory."""
-    from peft import PeftModel
-
     model = load_causal_model(options)
     if options.quantization != "none":
         model = model.dequantize()
-    merged: Any = PeftModel.from_pretrained(model, adapter, local_files_only=True).merge_and_unload()
+    merged = with_adapter(model, adapter, options.directory, merge=True)
     merged.config.quantization_config = None  # the copy on the disk is an ordinary one
     del merged.config.quantization_config
     save_model(merged, target, options.directory)

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from finetune.bge.config import BgeTrainingConfig
 from finetune.data.rows import RetrievalRow
@@ -31,7 +33,7 @@ class GivenTask(Task):
         self.right = right
         self.base = folder / "base"
         self.base.mkdir(exist_ok=True)
-        (self.base / "model.safetensors").write_bytes(b"0.0")
+        write_share(self.base, 0.0)
         file = folder / "train.jsonl"
         file.write_text('{"query": "q", "pos": ["p"], "neg": []}\n', encoding="utf-8")
         self.rows = [RetrievalRow("q", ("p",), file=str(file), line=1)]
@@ -51,7 +53,7 @@ class GivenTask(Task):
         return self.findings
 
     def measure(self, tuned: Path | None, *, fused: bool) -> Measured:
-        share = float(((tuned or self.base) / "model.safetensors").read_text(encoding="utf-8"))
+        share = float(load_file((tuned or self.base) / "model.safetensors")["share"])
         self.done.append(f"measure {share:g}")
         sets = {}
         for name, right in self.right.items():
@@ -70,7 +72,12 @@ class GivenTask(Task):
 
     def mix(self, share: float, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
-        (target / "model.safetensors").write_text(str(share), encoding="utf-8")
+        write_share(target, share)
+
+
+def write_share(folder: Path, share: float) -> None:
+    """Weights that are the share of the tuned ones."""
+    save_file({"share": np.array(share)}, folder / "model.safetensors")
 
 
 GAINS = {"dev": {0.0: 40, 1.0: 70}}
@@ -173,7 +180,7 @@ def test_where_it_forgets_the_best_mixture_that_passes_is_promoted(tmp_path: Pat
     task = GivenTask(tmp_path, FORGETS)
     outcome = run(task)
     assert outcome.promoted
-    assert (outcome.model / "model.safetensors").read_text(encoding="utf-8") == "0.6"
+    assert load_file(outcome.model / "model.safetensors")["share"] == 0.6
     assert outcome.manifest["blend"]["share"] == 0.6
     assert [passed for _, _, passed in outcome.manifest["blend"]["tried"]] == [False, True, True, True]
     assert outcome.manifest["metrics"]["news"]["ndcg@10"]["after"] == 0.89

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chains.bge.directory import ModelDirectoryError
+from chains.chatglm3.directories import native_directory
 from chains.chatglm3.loading import ModelOptions, choose_device, choose_dtype, load_causal_model
 from chains.chatglm3.settings import ConversionError
+from chains.lora import base_mark
 from loaders.errors import UsageError
 
 torch = pytest.importorskip("torch", reason="needs the extra [models]")
+load_file = pytest.importorskip("safetensors.torch").load_file
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 IDS = torch.tensor([[3, 500, 900, 1200, 7, 300]])
 
@@ -100,5 +107,28 @@ def test_an_adapter_changes_the_model_and_one_that_is_missing_is_named(tiny: Pat
     loaded = load_causal_model(ModelOptions(tiny, tmp_path / "adapter", device="cpu", dtype="float32"))
     assert torch.allclose(logits_of(loaded), expected, atol=1e-5)
     assert not torch.allclose(expected, before, atol=1e-3)
-    with pytest.raises(ConversionError, match=r"adapter_config\.json does not exist"):
+    with pytest.raises(ModelDirectoryError, match=r"no LoRA adapter.*adapter_config\.json"):
         load_causal_model(ModelOptions(tiny, tmp_path, device="cpu", dtype="float32"))
+
+
+def test_an_adapter_knows_its_base_original_or_converted_quantised_or_not(
+    tiny: Path, tiny_original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = pytest.importorskip("peft", reason="needs the extra [train]")
+    pytest.importorskip("bitsandbytes", reason="needs the extra [train]")
+    monkeypatch.setenv("RAGPROJ_CACHE", str(tmp_path / "cache"))
+    adapter = tmp_path / "adapter"
+    model = load_causal_model(ModelOptions(tiny, device="cpu", dtype="float32", quantization="nf4"))
+    peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])).save_pretrained(adapter)
+    manifest = {"base": {"model": "models/chatglm3", "digest": base_mark(tiny)}}
+    (adapter / "ragproj.json").write_text(json.dumps(manifest), encoding="utf-8")
+    converted = native_directory(str(tiny_original))
+    assert converted not in (tiny, tiny_original)
+    for quantization in ("nf4", "int8", "none"):
+        load_causal_model(ModelOptions(converted, adapter, quantization, "cpu", "float32"))  # type: ignore[arg-type]
+    other = shutil.copytree(tiny, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"] *= 1.01
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelDirectoryError, match=rf"not trained on the weights in {other}.*models/chatglm3"):
+        load_causal_model(ModelOptions(other, adapter, device="cpu", dtype="float32"))
