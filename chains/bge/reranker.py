@@ -45,15 +45,17 @@ class BgeReranker(BaseDocumentCompressor, BaseModel):
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """The documents, those first that answer best; equal scores keep their order."""
-        scores = self.scores(
+        logits = self.logits(
             [(query, text_with_context(document.page_content, document.metadata)) for document in documents]
         )
-        order = sorted(range(len(documents)), key=lambda index: -scores[index])
+        # not by the sigmoid: above 17 it is 1 for all in float32
+        order = sorted(range(len(documents)), key=lambda index: -logits[index])
+        scores = _sigmoid(logits)
         return [_scored(documents[index], float(scores[index])) for index in order]
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> Vectors:
         """How well each passage answers its question, (n,) float32 in [0, 1]."""
-        return np.asarray(1 / (1 + np.exp(-self.logits(pairs))), dtype=np.float32)
+        return _sigmoid(self.logits(pairs))
 
     def logits(self, pairs: Sequence[tuple[str, str]]) -> Vectors:
         """The model's raw scores of (question, passage), (n,) float32."""
@@ -133,6 +135,11 @@ def load_cross_encoder(directory: ModelDirectory, adapter: str | Path | None = N
     if adapter is not None:
         network = with_adapter(network, adapter, directory.path, merge=True)
     return cast("Any", network).eval()
+
+
+def _sigmoid(logits: Vectors) -> Vectors:
+    """In float64, where -100 does not overflow."""
+    return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))), dtype=np.float32)
 
 
 def _scored(document: Document, score: float) -> Document:

@@ -72,9 +72,22 @@ def test_a_low_scoring_reranker_does_not_silence_the_retriever(
     bert_reranker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reranker = BgeReranker(model=str(bert_reranker))
-    monkeypatch.setattr(BgeReranker, "scores", lambda self, pairs: np.full(len(pairs), 0.01, np.float32))
+    logit = np.log(0.01 / 0.99)
+    monkeypatch.setattr(BgeReranker, "logits", lambda self, pairs: np.full(len(pairs), logit, np.float32))
     (ranked,) = reranker.compress_documents([Document(page_content="答案", metadata={"score": 0.8})], "问题")
     assert ranked.metadata == {"score": 0.8, "rerank_score": 0.01}
+
+
+def test_passages_of_which_the_model_is_certain_are_still_put_in_order(
+    bert_reranker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 the sigmoid is 1 for all of them: 1 - 1 / (1 + e^17) = 1 - 4e-8, half the distance to the next one."""
+    logits = np.array([18.0, 20.0, 19.0, -120.0], np.float32)
+    monkeypatch.setattr(BgeReranker, "logits", lambda self, pairs: logits)
+    documents = [Document(id=str(index), page_content="答案") for index in range(4)]
+    ranked = BgeReranker(model=str(bert_reranker)).compress_documents(documents, "问题")
+    assert [document.id for document in ranked] == ["1", "2", "0", "3"]
+    assert [document.metadata["rerank_score"] for document in ranked] == [1.0, 1.0, 1.0, 0.0]
 
 
 def test_no_documents_are_no_documents(bert_reranker: Path) -> None:
