@@ -1,6 +1,7 @@
 """What a training run leaves for its reader: ragproj.json (written last), report.md and curves.png.
 
-They stand in the model directory. Serving reads `ragproj.json` as information only: a directory without it works too.
+They stand in the model directory. Serving reads of `ragproj.json` what base an adapter belongs to, and refuses others;
+a directory without it works too.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ class RunReport:
     scores: Sequence[tuple[int, float]]
     findings: Sequence[Finding] = ()
     fused: FusedReport | None = None
+    found: Mapping[str, Scores] = field(default_factory=dict)
+    """of a reranker's candidates in the order they were found in, by set"""
     blend: Blend | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -138,6 +141,7 @@ class RunReport:
             "metric": self.metric,
             "metrics": {name: self._set(found) for name, found in self.sets.items()},
             "fused": self._fused(),
+            "against_found": self._against_found(),
             "blend": None if self.blend is None else {"share": self.blend.share, "tried": list(self.blend.tried)},
             "training": {
                 "steps": self.steps,
@@ -159,6 +163,17 @@ class RunReport:
         figures = {metric: figures_of(found.comparison(metric, self.seed)) for metric in found.after.by_metric}
         counts = {"questions": found.after.questions, "passages": found.after.passages, "sampled": found.sampled}
         return {**counts, **figures}
+
+    def against_found(self, name: str, metric: str) -> Comparison:
+        """One metric of a set after training, against the candidates in the order they were found in."""
+        return compare(self.found[name].by_metric[metric], self.sets[name].after.by_metric[metric], seed=self.seed)
+
+    def _against_found(self) -> dict[str, Any] | None:
+        figures = {
+            name: {metric: figures_of(self.against_found(name, metric)) for metric in scores.by_metric}
+            for name, scores in self.found.items()
+        }
+        return figures or None
 
     def _fused(self) -> dict[str, Any] | None:
         if self.fused is None:
@@ -254,6 +269,7 @@ def page(report: RunReport) -> str:
         *_sizes(report),
         "",
         *_fused_lines(report),
+        *_found_lines(report),
         *_blend_lines(report),
         "## 过程 / Course",
         "",
@@ -326,6 +342,21 @@ def _fused_lines(report: RunReport) -> list[str]:
         *_table(against_lexical, first="关键词 / lexical", second="混合 / hybrid"),
         "",
         *_table(against_before, first="混合，训练前 / hybrid before", second="混合，训练后 / hybrid after"),
+        "",
+    ]
+
+
+def _found_lines(report: RunReport) -> list[str]:
+    if not report.found:
+        return []
+    rows = [(name, metric, report.against_found(name, metric)) for name in report.found for metric in _main(report)]
+    return [
+        "### 与重排前的顺序相比 / Against the order before reranking",
+        "",
+        "没有重排模型时候选片段的顺序：来自 questions 的是 BM25 的顺序，来自 rows 的没有先后，按随机顺序计。",
+        "*How candidates stand without a reranker: those of questions in BM25's order, those of rows in a random one.*",
+        "",
+        *_table(rows, first="原来的顺序 / as found", second="重排后 / reranked"),
         "",
     ]
 

@@ -22,6 +22,7 @@ from finetune.blend import best, sweep
 from finetune.data.rows import GenerationRow, RetrievalRow
 from finetune.distributed import Processes
 from finetune.doctor import Finding, Monitor, settle
+from finetune.evaluation import Scores
 from finetune.gate import DEV, Verdict, decide, forgets
 from finetune.measurement import Measured
 from finetune.report import Blend, DataFile, FusedReport, RunReport, SetReport, file_of, read_manifest, write_report
@@ -132,6 +133,10 @@ class Task(ABC):
     @abstractmethod
     def mix(self, share: float, target: Path) -> None:
         """Write the mixture of base and candidate with that share of the candidate."""
+
+    def found(self) -> Mapping[str, Scores]:
+        """Scores of the sets without any model, by set, where there is an order before it; none otherwise."""
+        return {}
 
     def whole(self) -> dict[str, Any]:
         """What decides everything."""
@@ -334,6 +339,7 @@ def _report(
         scores=[(step, score) for step, score in trained.scores],
         findings=[Finding(**finding) for finding in trained.findings],
         fused=fused,
+        found=task.found(),
         blend=blend,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy.typing as npt
 
 from chains.bge.batching import length_sorted_batches
 from chains.bge.directory import ModelDirectory, ModelDirectoryError
-from chains.bge.encoder import pad
+from chains.bge.encoder import pad, quiet
 from chains.bge.tokenizer import BgeTokenizer, tokenizer_json
+from chains.chatglm3.checkpoints import Checkpoint
 from finetune.bge.encoder import set_dropout
 from finetune.directories import replaced
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Pair = tuple[str, str]
+
+# What turns an encoder's first state into a score: new where an embedder is made a reranker.
+_HEAD = re.compile(r"(^|\.)(classifier|pooler)\.")
 
 _EVALUATED_TOKENS, _EVALUATED_ROWS = 4_096, 64  # of one forward pass while scoring
 _TOKENIZER_FILES = ("vocab.txt", "special_tokens_map.json", "added_tokens.json", "sentencepiece.bpe.model")
@@ -36,14 +41,16 @@ def load_cross_encoder(directory: ModelDirectory, *, seed: int, device: str, dro
     """
     import torch
     from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
     try:
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            str(directory.path), num_labels=1, dtype=torch.float32
-        )
+        with quiet():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                str(directory.path), num_labels=1, dtype=torch.float32, output_loading_info=True
+            )
+        lost = [name for name in sorted(info["missing_keys"]) if has_head(directory) or not _HEAD.search(name)]
+        if lost:  # transformers would go on with random numbers there
+            raise ValueError(f"no weights for {', '.join(lost[:3])} ...")
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ModelDirectoryError(
@@ -52,6 +59,11 @@ def load_cross_encoder(directory: ModelDirectory, *, seed: int, device: str, dro
     if dropout is not None:
         set_dropout(model, dropout)
     return cast("nn.Module", model.to(device).eval())
+
+
+def has_head(directory: ModelDirectory) -> bool:
+    """Whether the directory's weights score pairs already; a plain encoder's do not."""
+    return any(name.startswith("classifier.") for name in Checkpoint(directory.path).shapes)
 
 
 def scores_of(

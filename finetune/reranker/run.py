@@ -29,12 +29,13 @@ from finetune.doctor import (
     check_truncated,
     in_order,
 )
+from finetune.evaluation import Scores
 from finetune.gate import DEV
 from finetune.measurement import Measured, set_digest
 from finetune.precision import choose_device
-from finetune.reranker.candidates import CandidateSet, evaluate_reranker, read_candidates
+from finetune.reranker.candidates import CandidateSet, evaluate_found, evaluate_reranker, read_candidates
 from finetune.reranker.config import RerankerTrainingConfig
-from finetune.reranker.model import PairScorer, load_cross_encoder, save_cross_encoder
+from finetune.reranker.model import PairScorer, has_head, load_cross_encoder, save_cross_encoder
 from finetune.reranker.train import schedule_of, train
 from finetune.run import Outcome, Task, Teller, conclude, finished, run, set_sections
 from finetune.training_loop import CANDIDATE, Observe, TrainingResult
@@ -127,11 +128,20 @@ class RerankerTask(Task):
         )
 
     def measure(self, tuned: Path | None, *, fused: bool) -> Measured:
-        """The candidates of every set put in order; `fused` does not apply."""
+        """The candidates of every set put in order; `fused` does not apply.
+
+        A base without a head puts nothing in order: what it would serve is the order they were found in.
+        """
+        if tuned is None and not has_head(self.directory):
+            return Measured(self.found())
         directory = self.directory if tuned is None else read_model_directory(tuned)
         model = load_cross_encoder(directory, seed=self.config.seed, device=self._device)
         scorer = PairScorer(model, directory, max_tokens=self.config.max_tokens, device=self._device)
         return Measured({name: evaluate_reranker(scorer.score, found) for name, found in self.sets.items()})
+
+    def found(self) -> dict[str, Scores]:
+        """The candidates of every set in the order they were found in."""
+        return {name: evaluate_found(candidates) for name, candidates in self.sets.items()}
 
     def train(self, observe: Observe, monitor: Monitor | None) -> TrainingResult:
         """By `finetune.reranker.train`."""

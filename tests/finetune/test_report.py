@@ -117,6 +117,13 @@ def test_the_page_compares_the_hybrid_with_lexical_search_and_with_itself_before
     assert json.dumps(manifest)
 
 
+def test_a_reranker_is_compared_with_the_order_its_candidates_were_found_in() -> None:
+    found = report(kind="reranker", found={"dev": scores(45)})
+    assert "| dev | ndcg@10 | 0.4500 | 0.6000 | +0.1500 |" in page(found)
+    assert found.as_dict()["against_found"]["dev"]["recall@1"]["difference"] == 0.15
+    assert report().as_dict()["against_found"] is None
+
+
 def test_the_page_lists_the_mixtures_that_were_tried() -> None:
     text = page(report(blend=Blend(((0.8, 0.55, False), (0.6, 0.52, True)), 0.6)))
     assert "采用 / taken：0.6" in text

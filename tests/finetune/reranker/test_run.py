@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bge_models import build_reranker
 from concept_rows import concept_rows, write_concepts, write_training_yaml
 
-from chains.bge.directory import read_model_directory
+from chains.bge.directory import ModelDirectoryError, read_model_directory
+from chains.lora import base_mark
 from finetune.data.rows import RetrievalRow
 from finetune.reranker.config import RerankerTrainingConfig
 from finetune.reranker.model import PairScorer, load_cross_encoder
-from finetune.reranker.run import finetune_reranker
+from finetune.reranker.run import RerankerTask, finetune_reranker
 from finetune.reranker.train import group_loss, train
 from ui.cli import main
 
@@ -157,3 +160,33 @@ def test_a_run_that_learns_nothing_is_refused(tiny_encoder: Path, tmp_path: Path
     outcome = finetune_reranker(RerankerTrainingConfig.read(config))
     assert not outcome.promoted
     assert outcome.model.name == "candidate"
+    assert outcome.manifest["base"] == {"model": str(tiny_encoder), "digest": base_mark(tiny_encoder)}
+    found = outcome.manifest["against_found"]["dev"]["recall@1"]
+    # one right passage of three: 1/3 +- 3 standard deviations of sqrt(2/9 / 150) = 0.038
+    assert found["before"] == pytest.approx(1 / 3, abs=0.12)
+    assert outcome.manifest["metrics"]["dev"]["recall@1"]["before"] == found["before"]
+
+
+def test_a_base_without_a_head_leaves_candidates_as_found_and_one_with_a_head_puts_them_in_order(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    plain = RerankerTask(RerankerTrainingConfig.read(write_config(tmp_path, tiny_encoder, group_size=3)))
+    assert plain.measure(None, fused=False).sets == plain.found()
+    base = build_reranker(tiny_encoder, tmp_path / "reranker")
+    ranking = RerankerTask(RerankerTrainingConfig.read(write_config(tmp_path, base, group_size=3)))
+    assert ranking.found() == plain.found()
+    assert ranking.measure(None, fused=False).sets != plain.found()
+
+
+@pytest.mark.parametrize(("lost", "head"), [("encoder.layer.1.output.dense.weight", False), ("pooler.dense", True)])
+def test_missing_weights_are_an_error_unless_all_of_the_head_is_missing(
+    tiny_encoder: Path, tmp_path: Path, lost: str, head: bool
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "base"
+    build_reranker(tiny_encoder, base) if head else shutil.copytree(tiny_encoder, base)
+    tensors = {name: value for name, value in load_file(base / "model.safetensors").items() if lost not in name}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelDirectoryError, match=f"no weights for .*{lost}"):
+        load_cross_encoder(read_model_directory(base), seed=0, device="cpu")
