@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from filelock import FileLock
 
 from chains.chatglm3.checkpoints import Checkpoint, read_header, read_json, write_index, write_json, write_shard
-from chains.chatglm3.settings import SPECIAL_TOKENS, ConversionError, generation_config, native_config
+from chains.chatglm3.settings import (
+    SPECIAL_TOKENS,
+    ConversionError,
+    generation_config,
+    native_config,
+    refuse_relatives,
+)
 from chains.chatglm3.tokenizer import read_sentencepiece, write_tokenizer
 from chains.chatglm3.weights import DROPPED, account, name_map, original_shapes, projection_rows, to_native, to_original
 
@@ -190,6 +196,9 @@ class _ToNative:
 
     def __init__(self, source: Path) -> None:
         original = read_json(source / "config.json")
+        settings = source / "tokenizer_config.json"
+        if settings.is_file():
+            refuse_relatives(read_json(settings).get("name_or_path"), str(settings))
         self._source = source
         self._vocabulary = read_sentencepiece(source / "tokenizer.model")
         pieces = len(self._vocabulary.pieces)

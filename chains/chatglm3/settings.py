@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,9 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
+_RELATIVES = re.compile("chatglm2|codegeex2", re.IGNORECASE)
+
+
 class ConversionError(RagProjError):
     """A checkpoint, tokenizer or adapter that cannot be converted."""
 
@@ -71,6 +75,7 @@ def native_config(original: Mapping[str, Any], *, pieces: int, where: str) -> di
         ConversionError: it is no ChatGLM config, lacks a key, or has settings that GlmForCausalLM does not know.
     """
     _check(original, where)
+    refuse_relatives(original.get("_name_or_path"), where)
     first = {token: pieces + place for place, token in enumerate(SPECIAL_TOKENS)}
     return {
         "architectures": ["GlmForCausalLM"],
@@ -91,6 +96,23 @@ def native_config(original: Mapping[str, Any], *, pieces: int, where: str) -> di
         "eos_token_id": [EOS_ID, first["<|user|>"], first["<|observation|>"]],
         "dtype": original.get("torch_dtype", "float16"),
     }
+
+
+def refuse_relatives(name: object, where: str) -> None:
+    """Nothing, unless the name that a file gives its model is ChatGLM2's or of a model made from it.
+
+    Only names tell them apart: settings, tensors and pieces are ChatGLM3's. But they have no tokens for roles, so that
+    they would convert and then answer prompts that they have never seen.
+
+    Raises:
+        ConversionError: it is.
+    """
+    if isinstance(name, str) and _RELATIVES.search(name):
+        raise ConversionError(
+            f"{where} 说这是 {name}：ChatGLM2 没有 ChatGLM3 的对话格式，转换后不会正常回答；请换成 THUDM/chatglm3-6b",
+            f"{where} says that this is {name}: ChatGLM2 does not know ChatGLM3's chat format and would not answer well"
+            " when converted; use THUDM/chatglm3-6b",
+        )
 
 
 def generation_config(native: Mapping[str, Any]) -> dict[str, Any]:

@@ -267,6 +267,21 @@ def test_a_setting_without_a_counterpart_is_named(golden: Path, tmp_path: Path, 
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.parametrize("name", ["THUDM/chatglm2-6b", "/models/ChatGLM2-6B-32k", "THUDM/codegeex2-6b"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_chatglm2_which_has_the_same_tensors_is_told_by_its_name(
+    golden: Path, tmp_path: Path, file: str, name: str
+) -> None:
+    key = {"config.json": "_name_or_path", "tokenizer_config.json": "name_or_path"}[file]
+    source = edited(golden / "checkpoint", tmp_path / "source")
+    settings = json.loads((source / file).read_text(encoding="utf-8"))
+    (source / file).unlink()
+    (source / file).write_text(json.dumps({**settings, key: name}), encoding="utf-8")
+    with pytest.raises(ConversionError, match=rf"{file} says that this is {name}.*use THUDM/chatglm3-6b"):
+        convert_chatglm3(source, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
 def test_a_model_of_another_kind_is_named(native: Path, tmp_path: Path) -> None:
     shutil.copyfile(native / "original" / "tokenizer.model", tmp_path / "tokenizer.model")
     shutil.copyfile(native / "config.json", tmp_path / "config.json")
