@@ -40,6 +40,7 @@ Name = Literal[
     "no_labels",
     "four_bit_sizes",
     "evaluation_memory",
+    "unanswered",
 ]
 NAMES: tuple[str, ...] = get_args(Name)
 

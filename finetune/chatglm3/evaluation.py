@@ -7,6 +7,7 @@ cite or refuse, recall over those that should. There a row that does not count h
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -18,22 +19,28 @@ from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableLambda
 
-from chains.answerers import CITATION_MARK, ChatModelAnswerer
+from chains.answerers import CITATION_MARK, ChatModelAnswerer, answer_messages
+from chains.chatglm3.chat_model import PromptTooLongError
+from chains.chatglm3.prompt import ChatGLM3Tokenizer, prompt_ids, turns_of
 from chains.config import RagConfig
 from chains.metrics import Interval, char_f1, exact_match, rouge_l
 from chains.prompts import Language
-from chains.retrieval_qa import RetrievalQA
+from chains.retrieval_qa import QuestionError, RetrievalQA
 from finetune.chatglm3.data import cited_numbers, history_messages, passages_of
 from finetune.data.rows import GenerationRow
+from finetune.doctor import Finding
 from finetune.evaluation import Scores
 from finetune.gate import Comparison
 from finetune.report import SetReport
+
+logger = logging.getLogger(__name__)
 
 # Every row counts in these: what the gate can go by.
 ANSWER_METRICS = ("exact_match", "char_f1", "rouge_l")
 # Only some rows count in these.
 COUNTED_METRICS = ("citation_precision", "citation_recall", "refusal_precision", "refusal_recall")
 _ROUNDS = 2_000  # of the bootstrap
+_SHOWN = 20  # rows named in a finding
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def sampled_rows(rows: Sequence[GenerationRow], limit: int, *, seed: int) -> Seq
 def answer_rows(
     model: BaseChatModel, rows: Sequence[GenerationRow], *, language: Language, concurrency: int
 ) -> list[Answered]:
-    """What the chain answers each row from its references, in order.
+    """What the chain answers each row from its references, in order; nothing where it cannot be asked at all.
 
     Args:
         model: the chat model that serves.
@@ -70,10 +77,51 @@ def answer_rows(
         found = passages_of(row.references)
         retriever: RunnableLambda[str, list[Document]] = RunnableLambda(lambda _: found)
         chain = RetrievalQA(retriever, answerer, config, calibrated=False)
-        output = chain.invoke({"query": row.question, "chat_history": history_messages(row)})
+        try:
+            output = chain.invoke({"query": row.question, "chat_history": history_messages(row)})
+        except (QuestionError, PromptTooLongError) as error:  # `check_askable` names such rows before the run
+            logger.warning("%s:%d counts as not answered: %s", row.file, row.line, error.en)
+            return Answered("", refused=False)
         return Answered(output["result"], output["refused"])
 
     return RunnableLambda(ask).batch(list(rows), {"max_concurrency": concurrency})
+
+
+def check_askable(
+    name: str, rows: Sequence[GenerationRow], tokenizer: ChatGLM3Tokenizer, *, context: int, language: Language
+) -> list[Finding]:
+    """Rows of a set that the chain cannot be asked: they count as not answered, before and after.
+
+    Args:
+        name: of the set.
+        rows: with their files and lines.
+        tokenizer: of the model.
+        context: tokens that the model takes.
+        language: of the prompt.
+    """
+    most = RagConfig().max_question_chars
+    found = [
+        row for row in rows if len(row.question) > most or len(_shortest_prompt(row, tokenizer, language)) >= context
+    ]
+    if not found:
+        return []
+    places = ", ".join(f"{row.file}:{row.line}" for row in found[:_SHOWN]) + (" ..." if len(found) > _SHOWN else "")
+    return [
+        Finding(
+            "unanswered",
+            "warning",
+            f"评测集 {name} 的 {len(rows)} 行中有 {len(found)} 行问不了：问题超过 {most} 个字，或问题加一段参考资料"
+            f"超过模型的 {context} 个 token；按没有回答计分；请缩短：{places}",
+            f"{len(found)} of the {len(rows)} rows of {name} cannot be asked: a question over {most} characters, or"
+            f" with one reference over the model's {context} tokens; they count as not answered; shorten {places}",
+        )
+    ]
+
+
+def _shortest_prompt(row: GenerationRow, tokenizer: ChatGLM3Tokenizer, language: Language) -> list[int]:
+    """The prompt that is left when all references but the best have been dropped."""
+    question = row.standalone or row.question
+    return prompt_ids(tokenizer, turns_of(answer_messages(question, passages_of(row.references[:1]), language)))
 
 
 def score_answers(rows: Sequence[GenerationRow], answers: Sequence[Answered]) -> Scores:

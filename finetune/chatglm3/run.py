@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 
 from chains.bge.directory import digest
 from chains.chatglm3.chat_model import ChatGLM3
+from chains.chatglm3.checkpoints import read_json
 from chains.chatglm3.directories import native_directory
 from chains.chatglm3.loading import ModelOptions, load_causal_model
 from chains.chatglm3.prompt import ChatGLM3Tokenizer
@@ -22,6 +23,7 @@ from finetune.chatglm3.evaluation import (
     Answered,
     GenerationSetReport,
     answer_rows,
+    check_askable,
     counted_mean,
     evaluate_rows,
     sampled_rows,
@@ -83,8 +85,10 @@ class GenerationTask(Task):
         self.sets, self.sampled = read_sets(config.evaluation)
         self.rows = read_generation_rows(config.train)
         self.base = native_directory(config.model)
-        tokenizer = ChatGLM3Tokenizer.from_directory(self.base)
-        self.examples = read_examples(self.rows, tokenizer, max_tokens=config.max_tokens, language=config.language)
+        self._tokenizer = ChatGLM3Tokenizer.from_directory(self.base)
+        self.examples = read_examples(
+            self.rows, self._tokenizer, max_tokens=config.max_tokens, language=config.language
+        )
         self._steps = schedule_of(config, len(self.examples)).steps
         self._dev = sampled_rows(self.sets[DEV], config.evaluation.interval_rows, seed=config.evaluation.seed)
         self._device, self._dtype = device_and_dtype(config, (processes or Processes()).local_rank)
@@ -101,17 +105,19 @@ class GenerationTask(Task):
 
     def examine(self) -> list[Finding]:
         """Labels, lengths, leaks, sizes and memory."""
-        return in_order(
-            examine(
-                self.config,
-                self.examples,
-                self.sets[DEV],
-                ModelSizes.of(self.base),
-                device=self._device,
-                number_bytes=self._dtype.itemsize,
-                steps=self._steps,
-            )
+        context = read_json(self.base / "config.json")["max_position_embeddings"]
+        found = examine(
+            self.config,
+            self.examples,
+            self.sets[DEV],
+            ModelSizes.of(self.base),
+            device=self._device,
+            number_bytes=self._dtype.itemsize,
+            steps=self._steps,
         )
+        for name, rows in self.sets.items():
+            found += check_askable(name, rows, self._tokenizer, context=context, language=self.config.language)
+        return in_order(found)
 
     def measure(self, tuned: Path | None, *, fused: bool) -> Measured:
         """Through `ChatGLM3` as it will serve; the answers are kept in `answers_<directory>.jsonl`."""

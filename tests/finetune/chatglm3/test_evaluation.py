@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 
+from chains.chatglm3.chat_model import ChatGLM3
+from chains.chatglm3.prompt import ChatGLM3Tokenizer
 from chains.prompts import REFUSAL
 from finetune.chatglm3.evaluation import (
     Answered,
     GenerationSetReport,
     answer_rows,
+    check_askable,
     compare_counted,
     counted_mean,
     means,
@@ -96,6 +101,28 @@ def test_rows_are_asked_through_the_chain() -> None:
     assert answers == [Answered("部门经理审批。[1]", False), Answered(NO, True)]
     assert "[2]\n财务付款。" in asked[0]
     assert asked[0].endswith("问题：谁审批？")
+
+
+def test_rows_that_cannot_be_asked_are_named_and_count_as_not_answered(tiny: Path) -> None:
+    """The tiny model takes 512 tokens."""
+    model = ChatGLM3(model=str(tiny), device="cpu", dtype="float32", temperature=0, max_new_tokens=2)
+    rows = [
+        replace(ROWS[0], file="dev.jsonl", line=1),
+        GenerationRow("谁？", ("很长的参考资料。" * 300, "短。"), "短。", file="dev.jsonl", line=2),
+        GenerationRow("问" * 4_001, ("短。",), NO, refuse=True, file="dev.jsonl", line=3),
+        GenerationRow("谁？", ("短。", "很长的参考资料。" * 300), "短。", file="dev.jsonl", line=4),  # loses the second
+    ]
+    answers = answer_rows(model, rows, language="zh", concurrency=2)
+    assert answers[1:3] == [Answered("", False)] * 2
+    assert answers[0].result
+    assert answers[3].result
+    assert score_answers(rows, answers).by_metric["char_f1"][1:3] == (0.0, 0.0)
+    tokenizer = ChatGLM3Tokenizer.from_directory(tiny)
+    (finding,) = check_askable("dev", rows, tokenizer, context=512, language="zh")
+    assert (finding.name, finding.severity) == ("unanswered", "warning")
+    assert "2 of the 4 rows of dev" in finding.en
+    assert finding.en.endswith("shorten dev.jsonl:2, dev.jsonl:3")
+    assert check_askable("dev", [rows[0], rows[3]], tokenizer, context=512, language="zh") == []
 
 
 def test_a_sample_keeps_the_order() -> None:
