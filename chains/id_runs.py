@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 def to_runs(ids: Iterable[int]) -> bytes:
     """Ids as the runs of consecutive ones they consist of, as a blob."""
-    ordered = np.unique(np.fromiter(ids, np.int64))
-    if not len(ordered):
+    listed = sorted(set(ids))
+    if not listed:
         return b""
+    ordered = np.array(listed, np.int64)
     ends = np.flatnonzero(np.diff(ordered) > 1)
     firsts, lasts = ordered[np.r_[0, ends + 1]], ordered[np.r_[ends, len(ordered) - 1]]
     return np.stack([firsts, lasts], axis=1).tobytes()

@@ -208,10 +208,10 @@ def test_threads_parse_at_once(pool: ParserPool, write: Write) -> None:
     results: dict[int, str] = {}
 
     def work(start: int) -> None:
-        for number in range(start, 24, 6):
+        for number in range(start, 24, 4):
             results[number] = next(iter(pool.parse(paths[number], LoaderConfig()))).text
 
-    threads = [threading.Thread(target=work, args=(start,)) for start in range(6)]
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
