@@ -173,10 +173,11 @@ def run_together(task: Task, processes: Processes) -> Outcome | None:
         UsageError: the output holds a promoted model of another run.
     """
     outcome = finished(task)
+    trains = outcome is None and _kept(task, Stages(task.output)) is None
     processes.wait()  # nothing is written before every process has looked
     if processes.first:
         return run(task) if outcome is None else conclude(task, outcome)
-    if outcome is None:
+    if trains:
         task.train(task.observe, None)
     return None
 
@@ -259,9 +260,9 @@ def _measured(task: Task, stages: Stages, name: str, tuned: Path | None) -> Meas
 
 def _trained(task: Task, stages: Stages, findings: Sequence[Finding]) -> Trained:
     """What training came to; not repeated where it is finished."""
-    saved = stages.load("training", task.training())
-    if saved is not None and (task.output / CANDIDATE).is_dir():
-        return Trained(**saved)
+    kept = _kept(task, stages)
+    if kept is not None:
+        return kept
     task.tell("训练 / training")
     monitor = Monitor()
 
@@ -279,6 +280,12 @@ def _trained(task: Task, stages: Stages, findings: Sequence[Finding]) -> Trained
     trained = Trained.of(result, [*findings, *settle(monitor.findings, task.config.doctor)])
     stages.save("training", task.training(), vars(trained))
     return trained
+
+
+def _kept(task: Task, stages: Stages) -> Trained | None:
+    """What a training came to that is finished; None where there is something to train."""
+    saved = stages.load("training", task.training())
+    return None if saved is None or not (task.output / CANDIDATE).is_dir() else Trained(**saved)
 
 
 def _after(task: Task, stages: Stages, before: Measured) -> tuple[Path, Measured, Blend | None]:

@@ -80,6 +80,14 @@ def write_share(folder: Path, share: float) -> None:
     save_file({"share": np.array(share)}, folder / "model.safetensors")
 
 
+class PowerCutError(Exception):
+    """Breaks a run off."""
+
+
+def _cut(*_: object, **__: object) -> None:
+    raise PowerCutError
+
+
 GAINS = {"dev": {0.0: 40, 1.0: 70}}
 NOTHING = {"dev": {0.0: 40, 1.0: 40}}
 FORGETS = {
@@ -148,14 +156,8 @@ def test_a_refused_candidate_is_moved_aside_for_another_training(tmp_path: Path)
 def test_a_run_broken_off_goes_on_at_the_stage_it_had_come_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    class PowerCutError(Exception):
-        pass
-
-    def cut(*_: object, **__: object) -> None:
-        raise PowerCutError
-
     with monkeypatch.context() as patched:
-        patched.setattr("finetune.run._after" if stage == "train" else "finetune.run.write_report", cut)
+        patched.setattr("finetune.run._after" if stage == "train" else "finetune.run.write_report", _cut)
         with pytest.raises(PowerCutError):
             run(GivenTask(tmp_path, GAINS))
     task = GivenTask(tmp_path, GAINS)
@@ -231,11 +233,20 @@ def test_a_dev_set_is_required_and_its_name_is_its_own() -> None:
     assert list(set_sections(["a"], {"news": ["b"], "law": ["c"]}, example="")) == ["dev", "law", "news"]
 
 
-def test_the_other_processes_train_along_and_write_nothing(tmp_path: Path) -> None:
+def test_the_other_processes_train_along_where_the_first_trains_and_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = GivenTask(tmp_path, GAINS)
     assert run_together(task, _Second(rank=1, count=2)) is None
     assert task.done == ["train"]
     assert not (task.output / "before.json").exists()
+    with monkeypatch.context() as patched:  # the first is broken off after its training
+        patched.setattr("finetune.run._after", _cut)
+        with pytest.raises(PowerCutError):
+            run(GivenTask(tmp_path, GAINS))
+    judged = GivenTask(tmp_path, GAINS)
+    assert run_together(judged, _Second(rank=1, count=2)) is None
+    assert judged.done == []
     first = run_together(GivenTask(tmp_path, GAINS), Processes())
     assert first is not None
     assert first.promoted
