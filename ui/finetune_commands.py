@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from finetune.run import Outcome
+    from finetune.training_config import TrainingConfig
     from finetune.training_loop import TrainingEvent
 
 
@@ -22,12 +24,7 @@ def finetune_bge(arguments: argparse.Namespace) -> int:
     config = BgeTrainingConfig.read(Path(arguments.config), arguments.overrides)
     from finetune.bge.run import finetune_bge as run  # torch takes seconds to import
 
-    with _Progress(config.evaluation.metric) as progress:
-        outcome = run(config, observe=progress.observe, tell=progress.tell)
-    if outcome is None:  # another process of torchrun reports
-        return 0
-    _report(arguments, outcome.model, outcome.manifest, already=outcome.already)
-    return 0 if outcome.promoted else 1
+    return _finetune(arguments, config, run)
 
 
 def finetune_reranker(arguments: argparse.Namespace) -> int:
@@ -37,10 +34,7 @@ def finetune_reranker(arguments: argparse.Namespace) -> int:
     config = RerankerTrainingConfig.read(Path(arguments.config), arguments.overrides)
     from finetune.reranker.run import finetune_reranker as run
 
-    with _Progress(config.evaluation.metric) as progress:
-        outcome = run(config, observe=progress.observe, tell=progress.tell)
-    _report(arguments, outcome.model, outcome.manifest, already=outcome.already)
-    return 0 if outcome.promoted else 1
+    return _finetune(arguments, config, run)
 
 
 def finetune_chatglm3(arguments: argparse.Namespace) -> int:
@@ -48,8 +42,13 @@ def finetune_chatglm3(arguments: argparse.Namespace) -> int:
     from finetune.chatglm3.config import ChatGlm3TrainingConfig
 
     config = ChatGlm3TrainingConfig.read(Path(arguments.config), arguments.overrides)
-    from finetune.chatglm3.run import finetune_chatglm3 as run  # torch takes seconds to import
+    from finetune.chatglm3.run import finetune_chatglm3 as run
 
+    return _finetune(arguments, config, run)
+
+
+def _finetune(arguments: argparse.Namespace, config: TrainingConfig, run: Callable[..., Outcome | None]) -> int:
+    """The exit code of a run; 1 when the gate refuses what it trained."""
     with _Progress(config.evaluation.metric) as progress:
         outcome = run(config, observe=progress.observe, tell=progress.tell)
     if outcome is None:  # another process of torchrun reports
