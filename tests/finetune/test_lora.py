@@ -1,4 +1,4 @@
-"""Adapters as they are written: what was trained and nothing else."""
+"""An adapter on a model of two layers."""
 
 from __future__ import annotations
 
@@ -6,28 +6,49 @@ import json
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torch", reason="needs the extra [models]")
-pytest.importorskip("peft", reason="needs the extra [train]")
-
-from safetensors.torch import load_file
+import torch
 
 from finetune.lora import LoraSettings, add_adapter, save_adapter
+from loaders.errors import RagProjError
+
+pytest.importorskip("peft", reason="needs the extra [train]")
 
 
-@pytest.mark.filterwarnings("error:.*save_embedding_layers")
-def test_the_embeddings_of_an_original_chatglm3_do_not_go_into_its_adapter(tmp_path: Path) -> None:
-    """Its config.json says `padded_vocab_size`, so PEFT takes the vocabulary of the model for one that has grown."""
-    from transformers import GlmConfig, GlmForCausalLM
+class Two(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 6), torch.nn.Linear(6, 2)
+        self.config: dict[str, str] = {}  # PEFT asks for one
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = GlmForCausalLM(GlmConfig(vocab_size=96, num_key_value_heads=1, head_dim=16, pad_token_id=0, **sizes))
-    original = tmp_path / "chatglm3-6b"
-    original.mkdir()
-    (original / "config.json").write_text(json.dumps({"model_type": "chatglm", "padded_vocab_size": 96}))
-    adapted = add_adapter(model, LoraSettings(rank=2, targets=["q_proj"]), seed=0, task="CAUSAL_LM")
-    save_adapter(adapted, tmp_path / "adapter", base=str(original))
-    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
-    assert {name.split(".")[-2] for name in names} == {"lora_A", "lora_B"}
-    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert written["base_model_name_or_path"] == str(original)
+
+def settings(*targets: str) -> LoraSettings:
+    return LoraSettings(rank=3, alpha=6.0, dropout=0.0, targets=list(targets))
+
+
+def test_the_adapter_alone_is_trained() -> None:
+    model = add_adapter(Two(), settings("first"), seed=1, task="FEATURE_EXTRACTION")
+    trained = {tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad}
+    assert trained == {(3, 4), (6, 3)}  # rank x inputs, outputs x rank
+
+
+def test_its_first_weights_are_those_of_the_seed() -> None:
+    def first(seed: int) -> torch.Tensor:
+        model = add_adapter(Two(), settings("first"), seed=seed, task="FEATURE_EXTRACTION")
+        return next(parameter for name, parameter in model.named_parameters() if "lora_A" in name)
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+def test_it_is_written_with_its_base_and_its_targets_in_order(tmp_path: Path) -> None:
+    model = add_adapter(Two(), settings("second", "first"), seed=1, task="FEATURE_EXTRACTION")
+    save_adapter(model, tmp_path, base="some/base")
+    written = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert written["base_model_name_or_path"] == "some/base"
+    assert written["target_modules"] == ["first", "second"]  # PEFT's own order is that of a set
+    assert (written["r"], written["lora_alpha"], written["lora_dropout"]) == (3, 6.0, 0.0)
+
+
+def test_targets_that_no_layer_has_are_refused_by_name() -> None:
+    with pytest.raises(RagProjError, match="third"):
+        add_adapter(Two(), settings("third"), seed=1, task="FEATURE_EXTRACTION")
