@@ -99,28 +99,21 @@ def test_even_a_trusted_pickle_is_not_read_in_this_process(
         import_faiss(store, folder, trusted=True)
 
 
-class Tell:
-    """Unpickled, it writes down the environment: what a malicious folder would send home."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"env > {self.path}",)
-
-
-@needs_community
 def test_a_pickle_sees_no_keys_and_no_passwords(
     store: FaissVectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    monkeypatch.setenv("RAGPROJ_PASSWORD", "secret")
-    folder = folder_with(tmp_path, Tell(tmp_path / "seen"))
-    with pytest.raises(ImportFaissError):
-        import_faiss(store, folder, trusted=True)
-    seen = (tmp_path / "seen").read_text(encoding="utf-8")
-    assert "PATH=" in seen
-    assert "secret" not in seen
+    for name in ("OPENAI_API_KEY", "RAGPROJ_PASSWORD"):
+        monkeypatch.setenv(name, "secret")
+    program = """
+import json, os
+print(json.dumps({"id": "1", "text": json.dumps(dict(os.environ)), "metadata": {}}))
+print(json.dumps({"count": 1}))
+"""
+    speaking(monkeypatch, tmp_path, program)
+    assert import_faiss(store, folder_with(tmp_path, b""), trusted=True) == 1
+    (seen,) = store.get_by_ids(["1"])
+    assert "PATH" in seen.page_content
+    assert "secret" not in seen.page_content
 
 
 @pytest.mark.parametrize("content", [b"", b"noise" * 50, pickle.dumps(("only", "two")), pickle.dumps(None)])
