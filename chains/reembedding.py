@@ -157,8 +157,8 @@ def _fill(
             cut += _too_long(store, texts.values())
     if cut:
         logger.warning(
-            "%d of %d chunks are longer than the %s tokens this embedder sees, their ends are in no vector; ingest"
-            " their files anew into another knowledge base to have them cut for it",
+            "%d of %d chunks are longer than the %s tokens this embedder sees, their ends are in no vector; set a"
+            " smaller splitter.chunk_size and ingest their files again",
             cut,
             embedded,
             max_tokens(store.embeddings),
