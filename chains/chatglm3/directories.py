@@ -96,9 +96,10 @@ def _download(name: str) -> Path:
         )
     from huggingface_hub.errors import HfHubHTTPError
 
+    errors: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError, *http_errors())
     try:
         return _downloaded_before(name) or _fetched(name)
-    except (HfHubHTTPError, OSError, ValueError, *http_errors()) as error:
+    except errors as error:
         reason = " ".join(str(error).split())[:200]
         raise ConversionError(
             f"没有目录 {name}，也无法下载这个名字的模型：{reason}；请检查路径或网络，或先下载好再给出目录",
