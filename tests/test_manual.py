@@ -77,7 +77,7 @@ QUESTIONS = [
     ("怎样训练重排模型？", "ragproj finetune reranker", "training_bge.md"),
     ("两张显卡怎么一起训练？", "torchrun", "training_bge.md"),
     ("怎么知道微调有没有忘记原来的能力？", "evaluation.extra", "training_bge.md"),
-    ("训练 ChatGLM3 大概要多少小时？", "约要 6 小时", "whole_path.md"),
+    ("训练 ChatGLM3 大概要多少小时？", "6 小时", "whole_path.md"),
     ("只训练了 BGE，ChatGLM3 没有训练，怎么用？", "llm.adapter=null", "whole_path.md"),
     ("训练好的两个模型怎样一起评测？", "没有见过的问题", "whole_path.md"),
     ("某个适配器没有通过判定，还能上线吗？", "adapter=null", "whole_path.md"),
