@@ -474,11 +474,13 @@ class KnowledgeBase:
         """Whether there is a database with tables; SQLite makes the empty file first, and a crash may leave it."""
         if not self._database.exists():
             return False
-        if self._number("SELECT COUNT(*) FROM sqlite_master"):
+        tables = "SELECT COUNT(*) FROM sqlite_master"
+        if self._number(tables):
             return True
-        if any(self.path.glob(pattern) for pattern in _TRACES):
+        traces = any(path for pattern in _TRACES for path in self.path.glob(pattern))
+        if traces and not self._number(tables):  # not made just now by another process
             raise _damage(self.path, "0 bytes")
-        return False
+        return traces
 
     def _check_version(self) -> None:
         version, application = (self._number(f"PRAGMA {name}") for name in ("user_version", "application_id"))
