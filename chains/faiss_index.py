@@ -185,10 +185,14 @@ class FaissIndex:
             if _checksum(self._file) != header["crc32"]:
                 logger.warning("%s is damaged or of another moment; rebuilding it", self._file.name)
                 return
-            self._index = faiss.read_index(str(self._file))
+            index = faiss.read_index(str(self._file))
         except (OSError, RuntimeError) as error:
             logger.warning("%s cannot be read (%s); rebuilding it", self._file.name, error)
             return
+        if _signature(self._file) != self._written:  # another process saved it since it was checked
+            logger.info("%s was replaced while it was read; rebuilding it", self._file.name)
+            return
+        self._index = index
         self._ids, self._kind = np.frombuffer(payload, np.int64).copy(), header["kind"]
         self._alive, self._whole = int((self._ids >= 0).sum()), header.get("whole", False)
         if self._choose_kind(self._alive) != self._kind:

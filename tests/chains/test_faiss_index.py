@@ -437,6 +437,27 @@ def test_files_of_two_moments_are_not_taken_together(kb: KnowledgeBase, tmp_path
     assert index.ids().tolist() == ids.tolist()
 
 
+def test_a_file_that_is_replaced_between_checking_and_reading_is_not_taken(
+    kb: KnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import faiss
+
+    vectors = clustered(105, 64)
+    ids = add(kb, "a", vectors[:100])
+    other = opened(kb)
+    other.save()
+    read = faiss.read_index
+
+    def replaced_and_read(path: str) -> Any:
+        ids_of_b.append(add(kb, "b", vectors[100:]))
+        other.save()
+        return read(path)
+
+    ids_of_b: list[Ids] = []
+    monkeypatch.setattr(faiss, "read_index", replaced_and_read)
+    assert sorted(ids_of(opened(kb).search(vectors[0], 200))) == np.concatenate([ids, *ids_of_b]).tolist()
+
+
 def test_another_kind_in_the_config_takes_effect_on_a_saved_index(kb: KnowledgeBase) -> None:
     add(kb, "a", clustered(1200, 64))
     opened(kb, index="flat").save()
