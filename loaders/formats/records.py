@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from loaders import encodings
 from loaders.errors import LoadError
@@ -18,6 +18,8 @@ from loaders.text import normalise
 _RESERVED = {"source", "format", "marks", "start", "end", "page", "slide", "sheet", "headings", "table_header"}
 _MAX_PROBLEMS = 10  # bad lines reported at once
 _SAMPLE_BYTES = 64 * 1024
+
+_T = TypeVar("_T")
 
 
 def read_json_lines(path: Path) -> Iterator[Parsed]:
@@ -31,19 +33,33 @@ def read_json_lines(path: Path) -> Iterator[Parsed]:
         if file.read(1) == "[":
             yield from read_json(path)
             return
+    yield from _lines(path)
+
+
+def _lines(path: Path) -> Iterator[Parsed]:
+    with _open_text(path) as file:
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        yield from _documents(path, lines, _parse_line)
+
+
+def _documents(
+    path: Path, entries: Iterable[tuple[int, _T]], parse: Callable[[_T], dict[str, Any]]
+) -> Iterator[Parsed]:
+    """One document per entry, which comes with its line or its place in an array.
+
+    Raises:
+        LoadError: after the good ones, naming each bad one as file:number; at once when most are bad.
+    """
     bad: list[tuple[str, str]] = []
     found = False
-    with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield _record(_parse_line(line), path, number)
-                found = True
-            except _RecordError as problem:
-                bad.append((f"{path}:{number}：{problem.zh}", f"{path}:{number}: {problem.en}"))
-                if len(bad) >= _MAX_PROBLEMS:
-                    break
+    for number, entry in entries:
+        try:
+            yield _record(parse(entry), path, number)
+            found = True
+        except _RecordError as problem:
+            bad.append((f"{path}:{number}：{problem.zh}", f"{path}:{number}: {problem.en}"))
+            if len(bad) >= _MAX_PROBLEMS:
+                break
     if bad:
         raise LoadError("；".join(zh for zh, _ in bad), "; ".join(en for _, en in bad))
     if not found:
@@ -51,13 +67,17 @@ def read_json_lines(path: Path) -> Iterator[Parsed]:
 
 
 def read_json(path: Path) -> Iterator[Parsed]:
-    """One document per record of an array, one for a single record; any other JSON is one document, indented."""
+    """One document per record of an array, one for a single record; any other JSON is one document, indented.
+
+    Raises:
+        LoadError: no JSON; or, after the good records, naming each bad one as file:place in the array.
+    """
     text = read_text(path)
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # JSON lines under the name .json
-            yield from read_json_lines(path)
+            yield from _lines(path)
             return
         raise LoadError(
             f"{path}:{error.lineno}：不是合法的 JSON（{error.msg}）",
@@ -65,8 +85,7 @@ def read_json(path: Path) -> Iterator[Parsed]:
         ) from None
     records = data if isinstance(data, list) else [data]
     if records and all(isinstance(record, dict) and isinstance(record.get("text"), str) for record in records):
-        for number, record in enumerate(records, start=1):
-            yield _record(record, path, number)
+        yield from _documents(path, enumerate(records, start=1), lambda record: record)
         return
     pretty = normalise(json.dumps(data, ensure_ascii=False, indent=1)) if data else ""
     if not pretty:

@@ -159,6 +159,25 @@ def test_no_records_are_no_text(name: str, content: str, write: Write) -> None:
         read(write(name, content))
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_arrays_one_after_another_are_named_line_by_line(name: str, write: Write) -> None:
+    path = write(name, '[{"text": "甲"}]\n[{"text": "乙"}]\n')
+    with pytest.raises(LoadError) as raised:
+        read(path)
+    assert f"{path}:1: must be an object" in raised.value.en
+    assert f"{path}:2: must be an object" in raised.value.en
+
+
+def test_a_blank_record_of_an_array_is_named_by_its_place_after_the_good_ones(write: Write) -> None:
+    path = write("a.json", '[{"text": "甲"}, {"text": " "}, {"text": "丙"}]')
+    documents = []
+    with pytest.raises(LoadError) as raised:
+        for document in read_file(path, LoaderConfig()):
+            documents.append(document.text)
+    assert documents == ["甲", "丙"]
+    assert f'{path}:2: needs a non-empty "text"' in raised.value.en
+
+
 def test_lone_surrogates_do_not_reach_the_store(write: Write) -> None:
     (document,) = read(write("a.jsonl", '{"text": "甲\\ud800乙", "title": "\\udfff题", "note": "\\ud83d"}\n'))
     assert document.text == "甲乙"
