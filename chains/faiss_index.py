@@ -264,19 +264,25 @@ class FaissIndex:
         if not len(active):
             return
         self._index = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
-        if not self._index.is_trained:
-            sample = np.random.default_rng(0).choice(active, min(len(active), _TRAINING_VECTORS), replace=False)
-            rows = [vectors for _, vectors in self._kb.vectors(self._generation.id, sample)]
-            if not rows:  # this generation has no vector yet
-                self._index = None
-                return
-            training = np.concatenate(rows)
-            if len(training) < _TRAINING_LEAST:  # the vectors of other chunks are yet to come
-                training = np.resize(training, (_TRAINING_LEAST, dimensions))
-            with _omp_threads(self._threads):
-                self._index.train(training)
+        if not self._index.is_trained and not self._train(active):
+            self._index = None
+            return
         self._add(active)
         self._copy_to_gpu()
+
+    def _train(self, active: Ids) -> bool:
+        """Learn codes from some of the vectors; False where this generation has none yet."""
+        sample = np.random.default_rng(0).choice(active, min(len(active), _TRAINING_VECTORS), replace=False)
+        rows = [vectors for _, vectors in self._kb.vectors(self._generation.id, sample)]
+        if not rows:
+            return False
+        training = np.concatenate(rows)
+        del rows  # as much memory again, while FAISS makes a turned copy
+        if len(training) < _TRAINING_LEAST:  # the vectors of other chunks are yet to come
+            training = np.resize(training, (_TRAINING_LEAST, self._generation.dimensions))
+        with _omp_threads(self._threads):
+            self._index.train(training)
+        return True
 
     def _copy_to_gpu(self) -> None:
         exact = self._kind in {"flat", "sq8"} and self._index is not None
