@@ -15,7 +15,7 @@ from workshop import Home, Nursery, load_here, records, small_steps
 from chains import ingestion
 from loaders.documents import load_documents
 
-ROUNDS = 30
+ROUNDS = 15
 COUNT = 60  # documents in a version: more than one transaction
 
 
