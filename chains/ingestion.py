@@ -209,6 +209,8 @@ class Ingestor:
         """Take what was removed out of the caches' files for good: seconds, for when nobody waits."""
         self._store.compact_cache()
         self._fulltext.compact()
+        if self._kb.owes_space:
+            self._kb.writer().give_back_space()
 
     def _ingest_files(self, files: Sequence[Path], report: IngestReport, run: _Run) -> None:
         """Files in order; the new texts of small ones next to each other are embedded together."""

@@ -1049,3 +1049,16 @@ def test_sync_that_is_stopped_removes_nothing(bench: Bench) -> None:
     stop.set()
     assert bench.ingest(sync=True, stop=stop).removed == 0
     assert len(bench.kb.source_names()) == 2
+
+
+def test_what_a_reader_kept_in_the_log_goes_with_the_next_compaction(bench: Bench) -> None:
+    path = bench.write(f"{SECRET}.txt", "正文。")
+    bench.ingest()
+    reader = sqlite3.connect(bench.kb.path / "kb.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT COUNT(*) FROM sources").fetchone() == (1,)
+    bench.ingestor().remove([str(path)])
+    assert SECRET.encode() in everything_stored(bench.kb)  # he may still look at it
+    reader.close()
+    bench.ingestor().compact_caches()
+    assert SECRET.encode() not in everything_stored(bench.kb)
