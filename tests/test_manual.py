@@ -79,7 +79,7 @@ QUESTIONS = [
     ("怎么知道微调有没有忘记原来的能力？", "evaluation.extra", "training_bge.md"),
     ("训练 ChatGLM3 大概要多少小时？", "6 小时", "whole_path.md"),
     ("只训练了 BGE，ChatGLM3 没有训练，怎么用？", "llm.adapter=null", "whole_path.md"),
-    ("训练好的两个模型怎样一起评测？", "没有见过的问题", "whole_path.md"),
+    ("训练好的两个模型怎样一起评测？", "没有训练过的问题", "whole_path.md"),
     ("某个适配器没有通过判定，还能上线吗？", "adapter=null", "whole_path.md"),
     ("启动网页时不想马上加载模型，怎么办？", "--no-preload", "command_line.md"),
     ("本机的 Qwen 能调用工具吗？", "不会解析成 tool_calls", "chatglm3.md"),
