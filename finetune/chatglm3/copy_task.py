@@ -153,8 +153,8 @@ def _look_near(model: Any) -> None:
 
     By their biases alone, which the rotary embedding turns into a preference for a distance. A token then carries what
     stands before it, as after a short convolution, and a later layer can look a fact up by its name. From random biases
-    a model this small guesses among the references for many thousands of steps before it finds that out: it is the
-    abrupt step of Olsson et al., "In-context learning and induction heads" (2022).
+    this took several times the steps: it is what comes last and at once in Olsson et al., "In-context learning and
+    induction heads" (2022).
     """
     import torch
 
