@@ -384,7 +384,8 @@ def _clear_behind_last(refined: Any) -> None:
     """
     import faiss
 
-    codes = faiss.downcast_index(faiss.downcast_index(refined.base_index).index)
+    turned: Any = faiss.downcast_index(refined.base_index)
+    codes: Any = faiss.downcast_index(turned.index)
     packer = codes.get_CodePacker()
     blocks = faiss.rev_swig_ptr(codes.codes.get(), codes.codes.size()).reshape(-1, packer.block_size)
     full, used = divmod(codes.ntotal, packer.nvec)

@@ -314,7 +314,7 @@ class KnowledgeBase:
 
         Args:
             ids: of chunks.
-            condition: of several documents with the same text, take one that matches it.
+            condition: of several documents with the same text, tell only of those that match it.
         """
         return {chunk.id: chunk for chunk in self._chunks("c.id", [int(i) for i in ids], condition)}
 
@@ -437,9 +437,10 @@ class KnowledgeBase:
             rows = self._rows(f"{_CHUNK_COLUMNS} WHERE {column} IN ({marks(part)}) ORDER BY c.id, d.id", *part)
             by_chunk: dict[int, list[StoredChunk]] = {}
             with decoding(self.path):
-                for number, *place, text, of_document, of_chunk, title in rows:
+                for number, key, source, document, start, end, text, of_document, of_chunk, title in rows:
                     metadata = {**json.loads(of_document), **json.loads(of_chunk)}
-                    by_chunk.setdefault(number, []).append(StoredChunk(number, *place, text, metadata, title))
+                    chunk = StoredChunk(number, key, source, document, start, end, text, metadata, title)
+                    by_chunk.setdefault(number, []).append(chunk)
             for same in by_chunk.values():
                 yield _with_duplicates(same, condition)
 
@@ -590,8 +591,9 @@ def marks(values: Sequence[Any]) -> str:
 
 
 def _with_duplicates(same: list[StoredChunk], condition: MetadataFilter | None) -> StoredChunk:
-    """One chunk under the first of its documents, that matches if asked for; the others as its duplicates."""
-    first = 0 if condition is None else next((i for i, c in enumerate(same) if matches(c.metadata, condition)), 0)
-    others = tuple({**chunk.metadata, "source": chunk.source} for i, chunk in enumerate(same) if i != first)
-    chunk = same[first]
+    """One chunk under the first of its documents, the others as its duplicates; of those that match, if asked for."""
+    if condition is not None:
+        same = [chunk for chunk in same if matches(chunk.metadata, condition)] or same[:1]
+    chunk = same[0]
+    others = tuple({**other.metadata, "source": other.source} for other in same[1:])
     return StoredChunk(**{**vars(chunk), "duplicates": others}) if others else chunk
