@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 from concept_rows import concept_rows, write_concepts, write_training_yaml
+from training_tasks import finished, run_command, start
 
 from chains.bge.embeddings import BGEEmbeddings
 from finetune.bge.config import BgeTrainingConfig
@@ -24,8 +22,6 @@ from finetune.evaluation import evaluate_embeddings, from_rows
 from finetune.run import Outcome
 from loaders.errors import ConfigError, UsageError
 from ui.cli import main
-
-ROOT = Path(__file__).resolve().parents[3]
 
 Make = Callable[..., Path]
 
@@ -45,15 +41,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Make
 @pytest.fixture(scope="module")
 def promoted(workshop: Make) -> Path:
     """The config of a run that gained; its folder holds `run/model`."""
-    import torch
-
     config = workshop()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the tests themselves: sums in another order differ in their last bits
-    try:
-        assert main(["finetune", "bge", "--config", str(config)]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert main(["finetune", "bge", "--config", str(config)]) == 0
     return config
 
 
@@ -195,15 +184,12 @@ def test_a_rate_too_small_to_learn_is_warned_of_and_refused(workshop: Make) -> N
 def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(workshop: Make, promoted: Path) -> None:
     config = workshop(max_steps=30, checkpoint_steps=5)
     output = config.parent / "run"
-    command = [sys.executable, "-m", "ui.cli", "finetune", "bge", "--config", str(config)]
-    # one thread, as in this process: sums in another order differ in their last bits
-    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (child,) = start(run_command, ["finetune", "bge", "--config", str(config)])
     deadline = time.monotonic() + 120
-    while not list((output / "checkpoints").glob("step-*")) and child.poll() is None and time.monotonic() < deadline:
+    while not list((output / "checkpoints").glob("step-*")) and child.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert child.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    child.kill()
+    assert finished([child]) == [-signal.SIGKILL], "it ended before it could be killed"
     measured = (output / "before.json").read_bytes()
     outcome = run(config)
     assert outcome.promoted

@@ -46,11 +46,11 @@ def settings(tiny: Path, folder: Path, **given: Any) -> ChatGlm3TrainingConfig:
     return ChatGlm3TrainingConfig.model_validate(
         {
             "model": str(tiny), "output": folder / "run", "train": [rows], "method": "qlora",
-            "lora": {"dropout": 0.0}, "max_steps": 40, "batch_size": 8, "learning_rate": 5e-3, "warmup_share": 0.1,
+            "lora": {"dropout": 0.0}, "max_steps": 60, "batch_size": 8, "learning_rate": 5e-3, "warmup_share": 0.1,
             "max_tokens": 100, "micro_batch_tokens": 400, "device": "cpu", "dtype": "float32",
             # eight rows learned by heart: that dev is training is the point here
             "doctor": {"ignore": ["dev_leak"]},
-            "evaluation": {"dev": [rows], "every_steps": 20, "max_new_tokens": 12},
+            "evaluation": {"dev": [rows], "every_steps": 30, "max_new_tokens": 12},
             **given,
         }
     )  # fmt: skip
@@ -83,7 +83,7 @@ def test_the_loss_falls_and_evaluation_in_mid_training_sees_it(trained: Trained)
     losses = [event.loss for event in trained.events if event.loss is not None]
     assert losses[-1] < 0.3 * losses[0]
     scores = [(event.step, event.score) for event in trained.events if event.score is not None]
-    assert [step for step, _ in scores] == [0, 20, 40]
+    assert [step for step, _ in scores] == [0, 30, 60]
     assert scores[-1][1] == 1.0
     assert scores[0][1] is not None
     assert scores[0][1] < 0.5
