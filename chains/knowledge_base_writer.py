@@ -32,6 +32,7 @@ from chains.knowledge_base import (
     translated,
     vector_key,
 )
+from chains.knowledge_base_blanking import blank_spans
 from loaders.splitters import text_with_context
 
 _REVISIONS_KEPT = 1000  # a cache further behind is rebuilt
@@ -453,23 +454,28 @@ def _drop_unused_contents(run: Run, contents: list[int]) -> None:
 
 
 def _drop_chunks(run: Run, keys: Sequence[str]) -> list[int]:
-    """Ids of the chunks removed: those that readers see. Contents and sources left without any go with them."""
+    """Ids of the chunks removed: those that readers see. Contents and sources left without any go with them, from
+    other contents what only they held."""
     removed: list[int] = []
     for part in batches(list(keys)):
         rows = run(
-            f"SELECT c.id, c.content_id FROM chunks c WHERE c.key IN ({marks(part)}) AND EXISTS (SELECT 1"
-            " FROM documents d JOIN sources s ON s.id = d.source_id"
+            f"SELECT c.id, c.content_id, c.start, c.end FROM chunks c WHERE c.key IN ({marks(part)}) AND EXISTS ("
+            "SELECT 1 FROM documents d JOIN sources s ON s.id = d.source_id"
             " WHERE s.active = 1 AND d.content_id = c.content_id)",
             part,
         ).fetchall()
-        for chunk, content in rows:
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for chunk, content, start, end in rows:
+            spans.setdefault(content, []).append((start, end))
             _drop_staged_sharing(run, content)
             _drop_chunk(run, chunk)
             if run("SELECT 1 FROM chunks WHERE content_id = ?", (content,)).fetchone() is None:
                 _drop_content(run, content)
             else:  # no longer the whole content: later copies are stored anew
                 run("UPDATE contents SET hash = 'partial:' || id WHERE id = ?", (content,))
-        removed += [chunk for chunk, _ in rows]
+        for content, gone in spans.items():
+            blank_spans(run, content, gone)
+        removed += [row[0] for row in rows]
     return removed
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from chains.knowledge_base import KnowledgeBase, StoredChunk
+from chains.knowledge_base_blanking import BLANK
 
 _PLACES = ("page", "slide", "sheet", "headings", "table_header")
 
@@ -46,7 +47,8 @@ class Passage:
 def join_neighbours(hits: Sequence[StoredChunk], knowledge_base: KnowledgeBase, budget: int) -> list[Passage]:
     """Passages that hold all hits, in the order of their best ones; no character of a document stands in two of them.
 
-    Hits that overlap become one passage, and so do those that touch if it fits into the budget. Then each passage, the
+    Hits that overlap become one passage, and so do those that touch if it fits into the budget; white space may be
+    between them, but nothing that is no chunk's any more. Then each passage, the
     best first, takes in what is next to it, following and preceding chunks in turn and other passages whole, as long as
     it stays within the budget and on its slide or sheet. `document_text[start:end]` is the text of each.
 
@@ -68,42 +70,42 @@ def join_neighbours(hits: Sequence[StoredChunk], knowledge_base: KnowledgeBase, 
 def _of_document(
     chunks: Sequence[StoredChunk], ranks: Mapping[int, int], text: str, budget: int, hits: Sequence[StoredChunk]
 ) -> Iterator[tuple[int, Passage]]:
-    for span in _spans(chunks, ranks, budget):
+    for span in _spans(chunks, ranks, text, budget):
         start, end = _place(span, chunks)
         parts = tuple(chunks[span.first : span.last + 1])
         yield span.rank, Passage(hits[span.rank], start, end, text[start:end], parts)
 
 
-def _spans(chunks: Sequence[StoredChunk], ranks: Mapping[int, int], budget: int) -> list[_Span]:
+def _spans(chunks: Sequence[StoredChunk], ranks: Mapping[int, int], text: str, budget: int) -> list[_Span]:
     """The passages of one document as spans of its chunks."""
     spans: list[_Span] = []
     for hit in (_Span(ranks[chunk.id], n, n) for n, chunk in enumerate(chunks) if chunk.id in ranks):
-        if spans and _belong(spans[-1], hit, chunks, budget):
+        if spans and _belong(spans[-1], hit, chunks, text, budget):
             hit = spans.pop().joined(hit)
         spans.append(hit)
     for rank in sorted(span.rank for span in spans):
         span = next((span for span in spans if span.rank == rank), None)
         if span is not None:  # else a better one has taken it in
             others = [other for other in spans if other is not span]
-            spans = _grown(span, others, chunks, budget)
+            spans = _grown(span, others, chunks, text, budget)
     return spans
 
 
-def _belong(before: _Span, hit: _Span, chunks: Sequence[StoredChunk], budget: int) -> bool:
+def _belong(before: _Span, hit: _Span, chunks: Sequence[StoredChunk], text: str, budget: int) -> bool:
     """Whether a hit overlaps what stands before it, or touches it within the budget."""
     start, end = _place(before, chunks)
-    touch = before.last + 1 == hit.first and _same_sheet(chunks[before.last], chunks[hit.first])
+    touch = before.last + 1 == hit.first and _adjoin(chunks[before.last], chunks[hit.first], text)
     return chunks[hit.first].start < end or (touch and chunks[hit.first].end - start <= budget)
 
 
-def _grown(span: _Span, others: list[_Span], chunks: Sequence[StoredChunk], budget: int) -> list[_Span]:
+def _grown(span: _Span, others: list[_Span], chunks: Sequence[StoredChunk], text: str, budget: int) -> list[_Span]:
     """The span with what it can take in, and those of the others that are left."""
     sides = [1, -1]
     while sides:
         for side in list(sides):
             edge = span.last if side > 0 else span.first
             beside = edge + side
-            if not 0 <= beside < len(chunks) or not _same_sheet(chunks[edge], chunks[beside]):
+            if not 0 <= beside < len(chunks) or not _adjoin(chunks[edge], chunks[beside], text):
                 sides.remove(side)
                 continue
             met = next((other for other in others if other.first <= beside <= other.last), None)
@@ -126,5 +128,9 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def _same_sheet(one: StoredChunk, other: StoredChunk) -> bool:
+def _adjoin(one: StoredChunk, other: StoredChunk, text: str) -> bool:
+    """Whether two chunks of a document follow each other, without a removed one between, on the same slide or sheet."""
+    between = text[min(one.end, other.end) : max(one.start, other.start)]
+    if between.strip() or BLANK in between:
+        return False
     return all(one.metadata.get(key) == other.metadata.get(key) for key in ("slide", "sheet"))

@@ -138,3 +138,14 @@ def test_whatever_the_document_every_hit_is_covered_once_and_offsets_are_exact(k
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(in_text))
     best = [min(hits.index(part) for part in p.parts if part in hits) for p in passages]
     assert best == sorted(best)
+
+
+@pytest.mark.parametrize(
+    ("between", "joined"), [("", True), ("\n", True), ("\n    ", True), ("删", False), ("　", False)]
+)
+def test_chunks_are_joined_over_white_space_only(kb: KnowledgeBase, between: str, joined: bool) -> None:
+    """A character that no chunk holds may have been removed; the ideographic space stands where one was."""
+    text = f"零一二三四{between}五六七八九"
+    first, last = add(kb, text, [(0, 5), (len(text) - 5, len(text))])
+    assert len(join_neighbours([first, last], kb, 100)) == (1 if joined else 2)
+    assert join_neighbours([first], kb, 100)[0].text == (text if joined else "零一二三四")
