@@ -15,7 +15,11 @@ from loaders.formats.blocks import Parsed, choose_title
 from loaders.formats.containers import expect, read_text
 from loaders.text import normalise
 
-_RESERVED = {"source", "format", "marks", "start", "end", "page", "slide", "sheet", "headings", "table_header"}
+# What the loader, the splitter and the retrievers fill in themselves.
+_RESERVED = {
+    *("source", "format", "marks", "start", "end", "page", "slide", "sheet", "headings", "table_header"),
+    *("document_id", "score", "parts", "also_in", "duplicates"),
+}
 _MAX_PROBLEMS = 10  # bad lines reported at once
 _SAMPLE_BYTES = 64 * 1024
 
@@ -141,8 +145,9 @@ def _record(record: dict[str, Any], path: Path, number: int) -> Parsed:
 
 
 def _field(key: str) -> str:
-    """The metadata key of a record's field: one that the loader itself fills in gets a prefix."""
-    return f"record_{key}" if key in _RESERVED else normalise(key)
+    """The metadata key of a record's field: one that is filled in here or later gets a prefix."""
+    key = normalise(key)  # first: "ｐage" is a page, too
+    return f"record_{key}" if key in _RESERVED else key
 
 
 def _scalar(value: object) -> str | int | float | bool | None:

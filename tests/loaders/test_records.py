@@ -188,3 +188,15 @@ def test_lines_are_streamed(write: Write) -> None:
     """The first record is there although the file never becomes valid after it."""
     documents = read_file(write("a.jsonl", lines({"text": "甲"}) + "坏" * 10), LoaderConfig())
     assert next(documents).text == "甲"
+
+
+@pytest.mark.parametrize(
+    "field", ["parts", "also_in", "document_id", "score", "duplicates", "headings", "ｐage", "ｈeadings"]
+)
+def test_a_field_that_is_filled_in_by_the_program_gets_a_prefix_however_wide_it_is_written(
+    write: Write, field: str
+) -> None:
+    (document,) = read(write("a.jsonl", lines({"text": "甲", field: 12})))
+    plain = {"ｐage": "page", "ｈeadings": "headings"}.get(field, field)
+    assert document.metadata[f"record_{plain}"] == 12
+    assert plain not in document.metadata
