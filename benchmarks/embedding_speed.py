@@ -8,7 +8,7 @@ and embeds a few passages before the clock starts. Tokens are those that reach t
 to sentence-transformers in float32. Every contender runs twice, in turn, its quicker run counts; processor time tells
 how much a neighbour on the machine disturbed the clock.
 
-FlagModel (FlagEmbedding 1.4.2) runs as it comes, with batches of 256, and with batches of 4, which suit a CPU better. It
+FlagModel (FlagEmbedding 1.4.2) runs as it comes, at batch 256, and with batches of 4, which suit a CPU better. It
 computes its first batch twice, the first time to try the memory: up to 256 passages cost it double as it comes, while
 batches of 4 make that a fraction. Both ratios are judged by the same bar.
 """
