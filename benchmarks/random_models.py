@@ -16,7 +16,14 @@ _SPECIALS = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pa
 
 
 def build_bert(
-    target: Path, shape: str, *, pooling: Literal["cls", "mean"], max_tokens: int, instruction: str = "", seed: int = 0
+    target: Path,
+    shape: str,
+    *,
+    pooling: Literal["cls", "mean"],
+    max_tokens: int,
+    layers: int | None = None,
+    instruction: str = "",
+    seed: int = 0,
 ) -> Path:
     """Write a model of a UER shape ("mini": 4 layers of 256) over the Chinese vocabulary of 21,128 tokens.
 
@@ -25,6 +32,7 @@ def build_bert(
         shape: tiny, mini, small, medium or base.
         pooling: how the vector comes out of the states.
         max_tokens: of a text, [CLS] and [SEP] included.
+        layers: in place of the shape's.
         instruction: before queries.
         seed: of the weights, which have BERT's standard deviation of .02.
     """
@@ -38,7 +46,7 @@ def build_bert(
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=uer["hidden_size"],
-        num_hidden_layers=uer["layers_num"],
+        num_hidden_layers=layers or uer["layers_num"],
         num_attention_heads=uer["heads_num"],
         intermediate_size=uer["feedforward_size"],
         max_position_embeddings=uer["max_seq_length"],
