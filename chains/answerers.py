@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
@@ -17,7 +17,16 @@ from langchain_core.runnables.utils import AddableDict
 from pydantic import ConfigDict
 
 from chains.analysis import fold
-from chains.chat_models import ThoughtFilter, broke_off, describe_server_error, init_model, server_errors
+from chains.chat_models import (
+    ThoughtFilter,
+    broke_off,
+    describe_server_error,
+    empty_answer,
+    finish_reason,
+    init_model,
+    server_errors,
+    was_cut,
+)
 from chains.config import ChatModelConfig, GeneratorConfig
 from chains.extraction import find_support, select_quotes
 from chains.prompts import ANSWER_SYSTEM, ANSWER_USER, CONDENSE_SYSTEM, CONDENSE_USER, REFUSAL, Language
@@ -73,7 +82,10 @@ class Citation(TypedDict):
 
 
 class Answerer(RunnableSerializable[AnswerInput, AddableDict]):
-    """Streams addable dictionaries: `{"result": piece}` each, then `{"citations": [...], "refused": bool}`."""
+    """Streams addable dictionaries: `{"result": piece}` each, then `{"citations": [...], "refused": bool}`.
+
+    An answer that ended because the generator had used up its tokens has `"truncated": True`, too.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, ignored_types=(cached_property,))
 
@@ -161,10 +173,12 @@ class ChatModelAnswerer(Answerer):
     """A chat model that answers from numbered references; its [n] marks become citations, checked against them.
 
     References that do not fit the model's context are left out whole, the lowest ranked first; the answer then says
-    in `references_used` which numbers the model was given.
+    in `references_used` which numbers the model was given. One that ended at the limit of tokens says `truncated`.
     """
 
     model: BaseChatModel | GeneratorConfig
+    max_history_chars: int = 4000
+    """of a conversation, where the model does not tell how many tokens its context has room for"""
 
     @cached_property
     def _chat_model(self) -> BaseChatModel:
@@ -176,19 +190,23 @@ class ChatModelAnswerer(Answerer):
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Iterator[AddableDict]:
-        """Pieces as the model generates them."""
-        text, complete = "", False
+        """Pieces as the model generates them.
+
+        Raises:
+            GeneratorError: the model cannot be asked, breaks off, or says nothing.
+        """
+        text, reason = "", ""
         errors, thoughts = server_errors(), ThoughtFilter()
         try:
             passages = self._fitting(input)
             for chunk in self._chat_model.stream(self._messages(input["question"], passages), config):
-                piece, complete = thoughts.take(chunk.text), complete or _is_last(chunk)
+                piece, reason = thoughts.take(chunk.text), finish_reason(chunk) or reason
                 if piece:
                     text += piece
                     yield AddableDict({"result": piece})
         except errors as error:
             raise describe_server_error(error, self.model) from error
-        yield from self._closing(text, complete, passages, len(input["passages"]))
+        yield from self._closing(text, reason, passages, len(input["passages"]))
 
     async def astream(
         self,
@@ -197,25 +215,28 @@ class ChatModelAnswerer(Answerer):
         **kwargs: Any,
     ) -> AsyncIterator[AddableDict]:
         """As `stream`."""
-        text, complete = "", False
+        text, reason = "", ""
         errors, thoughts = server_errors(), ThoughtFilter()
         try:
             passages = await run_in_executor(config, self._fitting, input)  # it may load the model
             async for chunk in self._chat_model.astream(self._messages(input["question"], passages), config):
-                piece, complete = thoughts.take(chunk.text), complete or _is_last(chunk)
+                piece, reason = thoughts.take(chunk.text), finish_reason(chunk) or reason
                 if piece:
                     text += piece
                     yield AddableDict({"result": piece})
         except errors as error:
             raise describe_server_error(error, self.model) from error
-        for closing in self._closing(text, complete, passages, len(input["passages"])):
+        for closing in self._closing(text, reason, passages, len(input["passages"])):
             yield closing
 
     def condense(self, question: str, history: Sequence[BaseMessage], config: RunnableConfig) -> str:
-        """The question rewritten by the model; as it is where the model returns nothing."""
+        """The question rewritten by the model; as it is where the model returns nothing, or has no room for a turn."""
         errors = server_errors()
         try:
-            messages = condense_messages(question, self._recent(question, history), self.language)
+            recent = self._recent(question, history)
+            if not recent:
+                return question
+            messages = condense_messages(question, recent, self.language)
             return ThoughtFilter().take(self._chat_model.invoke(messages, config).text).strip() or question
         except errors as error:
             raise describe_server_error(error, self.model) from error
@@ -233,11 +254,16 @@ class ChatModelAnswerer(Answerer):
         return answer_messages(question, passages, self.language)
 
     def _recent(self, question: str, history: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
-        """The latest turns of a conversation that the model's context has room for."""
+        """The latest messages of a conversation that the model's context, or else `max_history_chars`, has room for."""
         model = self._chat_model
-        if isinstance(model, CountsTokens):
-            while history and model.spare_tokens(condense_messages(question, history, self.language)) < 0:
-                history = history[1:]
+
+        def fits(messages: Sequence[BaseMessage]) -> bool:
+            if isinstance(model, CountsTokens):
+                return model.spare_tokens(condense_messages(question, messages, self.language)) >= 0
+            return sum(len(message.text) for message in messages) <= self.max_history_chars
+
+        while history and not fits(history):
+            history = history[1:]
         return history
 
     def _fitting(self, inputs: AnswerInput) -> list[Document]:
@@ -250,18 +276,19 @@ class ChatModelAnswerer(Answerer):
             logger.warning("the last %d of %d references do not fit the context", dropped, len(inputs["passages"]))
         return passages
 
-    def _closing(self, text: str, complete: bool, passages: Sequence[Document], found: int) -> Iterator[AddableDict]:
+    def _closing(self, text: str, reason: str, passages: Sequence[Document], found: int) -> Iterator[AddableDict]:
         # an OpenAI-compatible server says why it stopped; other models do not all tell
-        if not complete and isinstance(self.model, ChatModelConfig) and self.model.model_provider == "openai":
+        if not reason and isinstance(self.model, ChatModelConfig) and self.model.model_provider == "openai":
             raise broke_off(self.model)
-        said = CITATION_MARK.sub("", text).replace(REFUSAL[self.language], "")
         if not text.strip():
-            yield from refusal(self.language)
-            return
+            raise empty_answer(self.model, reason)  # no refusal: nobody has said that the passages do not tell
+        said = CITATION_MARK.sub("", text).replace(REFUSAL[self.language], "")
         refused = not said.strip(" \n。.")
         closing = AddableDict({"citations": [] if refused else cited(text, passages), "refused": refused})
         if len(passages) < found:
             closing["references_used"] = list(range(1, len(passages) + 1))
+        if was_cut(reason):
+            closing["truncated"] = True
         yield closing
 
 
@@ -280,10 +307,6 @@ def condense_messages(question: str, history: Sequence[BaseMessage], language: L
     lines = "\n".join(f"{'用户' if isinstance(m, HumanMessage) else '助手'}：{m.text}" for m in history)
     user = CONDENSE_USER[language].format(history=lines, question=question)
     return [SystemMessage(CONDENSE_SYSTEM[language]), HumanMessage(user)]
-
-
-def _is_last(chunk: BaseMessage) -> bool:
-    return bool(chunk.response_metadata.get("finish_reason"))
 
 
 def refusal(language: Language) -> Iterator[AddableDict]:
@@ -336,10 +359,18 @@ def _has_other_numbers(statement: str, passage: str) -> bool:
 def _metadata_at(passage: Document, offset: int) -> dict[str, Any]:
     """A passage's metadata with page, slide or sheet of the part an offset lies in, where several were joined."""
     place: dict[str, Any] = {}
-    for part in passage.metadata.get("parts", []):
+    for part in listed(passage.metadata, "parts"):
         if part["start"] <= offset:
             place = {key: value for key, value in part.items() if key != "start"}
     return {**passage.metadata, **place}
+
+
+def listed(metadata: Mapping[str, Any], key: str) -> list[Any]:
+    """The `parts` or `also_in` of a found document; none where another retriever means something else by the word."""
+    entries, needed = metadata.get(key), {"parts": "start", "also_in": "source"}[key]
+    if isinstance(entries, list) and all(isinstance(entry, Mapping) and needed in entry for entry in entries):
+        return entries
+    return []
 
 
 def cite(n: int, passage: Document, start: int, end: int, *, supported: bool = True) -> Citation:
@@ -361,6 +392,6 @@ def cite(n: int, passage: Document, start: int, end: int, *, supported: bool = T
         citation["slide"] = metadata["slide"]
     if "sheet" in metadata:
         citation["sheet"] = metadata["sheet"]
-    if "also_in" in metadata:
-        citation["also_in"] = metadata["also_in"]
+    if also_in := listed(metadata, "also_in"):
+        citation["also_in"] = also_in
     return citation

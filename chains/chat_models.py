@@ -7,13 +7,22 @@ import sys
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
 
 from chains.config import ChatGLM3Config, ChatModelConfig, GeneratorConfig, HuggingFaceConfig
 from loaders.errors import ConfigError, RagProjError
 
+# What the providers' messages call the reason why an answer ended, and the one that says "out of tokens".
+_REASON_KEYS = ("finish_reason", "stop_reason", "done_reason")
+_CUT = {"length", "max_tokens"}
+
 
 class GeneratorError(RagProjError):
     """The generator's server cannot be reached or refuses the request."""
+
+
+class EmptyAnswerError(GeneratorError):
+    """The generator was asked and has said nothing."""
 
 
 def init_model(config: GeneratorConfig) -> BaseChatModel:
@@ -109,20 +118,51 @@ def http_errors() -> tuple[type[Exception], ...]:
 
 def broke_off(model: ChatModelConfig) -> GeneratorError:
     """The stream ended without saying that the answer was complete."""
-    name = f"{model.model} ({model.base_url or model.model_provider})"
+    name = _name(model)
     return GeneratorError(
         f"生成模型 {name} 的回答中途断开，不完整；请检查服务后重新提问",
         f"the answer of the generator {name} broke off half-way; check the server and ask again",
     )
 
 
+def finish_reason(message: BaseMessage) -> str:
+    """Why the model ended its answer with this message, as its provider words it; empty where it says none."""
+    return next((str(message.response_metadata[key]) for key in _REASON_KEYS if message.response_metadata.get(key)), "")
+
+
+def was_cut(reason: str) -> bool:
+    """Whether an answer ended because it had used up its tokens."""
+    return reason.lower() in _CUT
+
+
+def empty_answer(model: BaseChatModel | GeneratorConfig, reason: str) -> EmptyAnswerError:
+    """The answer has no text: what may be the reason, and the way out."""
+    name = _name(model)
+    if was_cut(reason):
+        limit = "max_tokens" if isinstance(model, BaseChatModel | ChatModelConfig) else "max_new_tokens"
+        return EmptyAnswerError(
+            f"生成模型 {name} 用完了 token 还没有开始回答（思考太长）；请调大 llm.{limit}，或在服务里关闭思考",
+            f"the generator {name} used up its tokens before it began to answer (it thought too long); raise"
+            f" llm.{limit}, or turn thinking off on the server",
+        )
+    return EmptyAnswerError(
+        f"生成模型 {name} 的回答是空的（结束原因：{reason or '未说明'}）；可能被服务的内容过滤拦下，请换个问法或换一个"
+        "模型，或改用 llm._type=extractive",
+        f"the generator {name} gave an empty answer (it ended for: {reason or 'no reason given'}); a content filter of"
+        " the server may have stopped it: ask in other words, take another model, or use llm._type=extractive",
+    )
+
+
+def _name(model: BaseChatModel | GeneratorConfig) -> str:
+    if isinstance(model, ChatModelConfig):
+        return f"{model.model} ({model.base_url or model.model_provider})"
+    return type(model).__name__ if isinstance(model, BaseChatModel) else model.model
+
+
 def describe_server_error(error: Exception, model: BaseChatModel | GeneratorConfig) -> GeneratorError:
     """The error as a sentence that names the server and the way out."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
-    if isinstance(model, ChatModelConfig):
-        name = f"{model.model} ({model.base_url or model.model_provider})"
-    else:
-        name = type(model).__name__ if isinstance(model, BaseChatModel) else model.model
+    name = _name(model)
     return GeneratorError(
         f"生成模型 {name} 没有给出回答：{reason}；请检查服务是否启动、llm.base_url、模型名和密钥，"
         "或改用 llm._type=extractive",

@@ -184,6 +184,9 @@ class RagConfig(Config):
         description="refuse when no passage reaches this probability of answering; 0 never refuses",
     )
     max_question_chars: int = Field(default=4000, ge=1, description="a longer question is an error")
+    max_history_chars: int = Field(
+        default=4000, ge=0, description="of a conversation that a generator on a server is told, the latest turns"
+    )
     server: ServerConfig = Field(default_factory=ServerConfig)
 
     @model_validator(mode="after")

@@ -11,7 +11,8 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from chains.answerers import CITATION_MARK
+from chains.answerers import CITATION_MARK, listed
+from chains.chat_models import EmptyAnswerError
 from chains.metrics import (
     char_f1,
     contains_gold,
@@ -132,7 +133,7 @@ def evaluate(
         answerable = bool(question.answers) and not question.expects_refusal
         if retrieval_only or not (answerable or unanswerable):
             continue
-        output = qa.invoke({"query": question.question})
+        output = _answer(qa, question)
         refused.append((output["refused"], answerable))
         if answerable:
             answers.append(_answer_scores(output, question.answers))
@@ -143,6 +144,15 @@ def evaluate(
         if scores is not None:
             report["refusal"] = scores
     return report
+
+
+def _answer(qa: RetrievalQA, question: Question) -> dict[str, Any]:
+    """The chain's answer; one without text is none, and no refusal."""
+    try:
+        return dict(qa.invoke({"query": question.question}))
+    except EmptyAnswerError as error:
+        logger.warning("%s: %s", question.question, error.en)
+        return {"result": "", "refused": False}
 
 
 def _ranked_ids(qa: RetrievalQA, question: Question) -> list[str]:
@@ -164,7 +174,7 @@ def _passage_id(document: Document, gold: set[str]) -> str:
 
     Of records with the same text, stored as one, the gold one.
     """
-    holders = [document.metadata, *document.metadata.get("also_in", [])]
+    holders = [document.metadata, *listed(document.metadata, "also_in")]
     ids = [str(holder.get("id") or holder.get("source")) for holder in holders]
     return next((identifier for identifier in ids if identifier in gold), ids[0])
 

@@ -62,8 +62,9 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
     """The chain. `invoke` returns `{"query", "result", "source_documents", "citations", "refused"}`.
 
     `stream` yields addable dictionaries whose sum is that: `query` and `source_documents` first, `result` piece by
-    piece, then `citations` and `refused`. Run-time choices, through `with_config(configurable={...})`: `llm`,
-    `retriever` and `top_k`; `config_specs` lists them.
+    piece, then `citations` and `refused`, with `references_used` or `truncated` where they apply.
+    Run-time choices, through `with_config(configurable={...})`: `llm`, `retriever` and `top_k`; `config_specs` lists
+    them.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class RetrievalQA(RunnableGenerator[Any, AddableDict]):
         if isinstance(answerer, ExtractiveAnswerer):
             best = max(mention_relevance(question, document) for document in documents)
         elif self.calibrated:
-            best = max(float(document.metadata["score"]) for document in documents)
+            best = max(float(document.metadata.get("score", 0.0)) for document in documents)  # a reranker's own
         else:
             return False
         return best < self.config.min_relevance
@@ -369,7 +370,7 @@ def _build_answerer(config: RagConfig, llm: BaseChatModel | Answerer | None) -> 
     if isinstance(llm, Answerer):
         default, key = llm, "custom"
     elif llm is not None:
-        default, key = ChatModelAnswerer(model=llm, language=config.language), "chat_model"
+        default, key = _generating(llm, config), "chat_model"
     else:
         default, key = _answerer(config.llm, config), config.llm.type
     lazily: dict[str, Any] = {
@@ -381,4 +382,8 @@ def _build_answerer(config: RagConfig, llm: BaseChatModel | Answerer | None) -> 
 def _answerer(choice: ExtractiveConfig | GeneratorConfig, config: RagConfig) -> Answerer:
     if isinstance(choice, ExtractiveConfig):
         return ExtractiveAnswerer(max_chars=choice.max_chars, max_quotes=choice.max_quotes, language=config.language)
-    return ChatModelAnswerer(model=choice, language=config.language)
+    return _generating(choice, config)
+
+
+def _generating(model: BaseChatModel | GeneratorConfig, config: RagConfig) -> Answerer:
+    return ChatModelAnswerer(model=model, language=config.language, max_history_chars=config.max_history_chars)

@@ -65,6 +65,10 @@ STRINGS: dict[str, Text] = {
         "划掉的 {numbers}：资料中没有支持那句话的内容。",
         "Struck out, {numbers}: the source does not bear out what is said there.",
     ),
+    "truncated": Text(
+        "回答没有写完：已到字数上限（llm.max_tokens，本机模型是 llm.max_new_tokens）。",
+        "The answer is cut off: it reached its limit (llm.max_tokens; llm.max_new_tokens of a model on this machine).",
+    ),
     "references_used": Text(
         "模型放不下全部 {found} 段资料，只用了前 {used} 段。",
         "The model has no room for all {found} passages: only the first {used} were used.",

@@ -172,8 +172,8 @@ def _place(place: Mapping[str, Any], language: Language) -> str:
 
 
 def _remarks(one: Turn, unsupported: Collection[int], language: Language) -> list[str]:
-    """What to know about an answer besides: marks that nothing bears out, passages that were left out."""
-    remarks = []
+    """What to know about an answer besides: that it ends early, marks nothing bears out, passages left out."""
+    remarks = [tr("truncated", language)] if one.truncated else []
     if unsupported:
         numbers = " ".join(f"[{number}]" for number in sorted(unsupported))
         remarks.append(tr("struck_out", language, numbers=numbers))

@@ -104,6 +104,8 @@ class Turn:
     """found for the answer"""
     used: int | None = None
     """of them, where the model's context had no room for all: the first so many"""
+    truncated: bool = False
+    """whether the generator had used up its tokens before the end"""
     refused: bool = False
     complete: bool = False
     """whether the stream reached its end"""
@@ -124,6 +126,7 @@ class Turn:
         self.citations.extend(event.get("citations", ()))
         if "references_used" in event:
             self.used = len(event["references_used"])
+        self.truncated = self.truncated or bool(event.get("truncated"))
         if "refused" in event:  # comes with the citations, last of all
             self.refused, self.complete = event["refused"], True
 

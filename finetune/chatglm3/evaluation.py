@@ -20,6 +20,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableLambda
 
 from chains.answerers import CITATION_MARK, ChatModelAnswerer, answer_messages
+from chains.chat_models import EmptyAnswerError
 from chains.chatglm3.chat_model import PromptTooLongError
 from chains.chatglm3.prompt import ChatGLM3Tokenizer, prompt_ids, turns_of
 from chains.config import RagConfig
@@ -79,7 +80,8 @@ def answer_rows(
         chain = RetrievalQA(retriever, answerer, config, calibrated=False)
         try:
             output = chain.invoke({"query": row.question, "chat_history": history_messages(row)})
-        except (QuestionError, PromptTooLongError) as error:  # `check_askable` names such rows before the run
+        except (QuestionError, PromptTooLongError, EmptyAnswerError) as error:
+            # `check_askable` names rows that cannot be asked before the run
             logger.warning("%s:%d counts as not answered: %s", row.file, row.line, error.en)
             return Answered("", refused=False)
         return Answered(output["result"], output["refused"])

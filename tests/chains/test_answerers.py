@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel, GenericFakeChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables.utils import AddableDict
 
 from chains.answerers import (
@@ -23,6 +24,7 @@ from chains.answerers import (
     condense_messages,
     refusal,
 )
+from chains.chat_models import EmptyAnswerError
 from chains.prompts import REFUSAL, Language
 
 # A passage that starts at character 100 of its document, on page 3.
@@ -297,12 +299,6 @@ async def test_async_pieces_are_the_same() -> None:
     assert await generates(text).ainvoke(inputs) == generates(text).invoke(inputs)
 
 
-def test_an_answer_of_white_space_is_refused() -> None:
-    output = ask(generates(" \n"), "?", DEVICE)
-    assert output["refused"] is True
-    assert output["citations"] == []
-
-
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_the_models_own_refusal_is_one(language: Language) -> None:
     output = ask(generates(REFUSAL[language], language), "?", DEVICE)
@@ -504,3 +500,75 @@ def test_a_quote_of_a_joined_passage_has_the_page_of_its_own_part() -> None:
     )
     assert cite(1, passage, 0, 2)["page"] == 3
     assert cite(1, passage, 10, 12)["page"] == 4
+
+
+@pytest.mark.parametrize("other", [12, "x", [12], [{"page": 3}], None])
+def test_what_another_retriever_calls_parts_or_also_in_is_left_alone(other: Any) -> None:
+    passage = Document(page_content="年假十天。", metadata={"source": "a", "parts": other, "also_in": other})
+    citation = cite(1, passage, 0, 2)
+    assert (citation["source"], citation["quote"]) == ("a", "年假")
+    assert "also_in" not in citation
+
+
+# -- an answer without an end, or without a text -------------------------------------------------------------------
+
+
+class EndingModel(FakeListChatModel):
+    """Says why its answer ended, under the word of its provider."""
+
+    key: str = "finish_reason"
+    reason: str
+
+    def _stream(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield from super()._stream(messages, *args, **kwargs)
+        yield ChatGenerationChunk(message=AIMessageChunk(content="", response_metadata={self.key: self.reason}))
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"), [("finish_reason", "length"), ("stop_reason", "max_tokens"), ("done_reason", "length")]
+)
+def test_an_answer_that_ran_out_of_tokens_says_so(key: str, reason: str) -> None:
+    model = EndingModel(responses=["年假有十天。[1]年假须在"], key=key, reason=reason)
+    output = ask(ChatModelAnswerer(model=model), "年假？", LEAVE)
+    assert output["truncated"] is True
+    assert numbers(output) == [1]
+
+
+@pytest.mark.parametrize("reason", ["stop", "end_turn", ""])
+def test_an_answer_that_came_to_its_end_says_nothing_of_it(reason: str) -> None:
+    output = ask(ChatModelAnswerer(model=EndingModel(responses=["十天。[1]"], reason=reason)), "年假？", LEAVE)
+    assert "truncated" not in output
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "way_out"),
+    [
+        ("<think>先看第一段", "length", "max_tokens"),
+        ("", "content_filter", "content_filter"),
+        (" \n", "stop", "extractive"),
+    ],
+)
+def test_an_answer_without_a_text_is_an_error_and_no_refusal(text: str, reason: str, way_out: str) -> None:
+    answerer = ChatModelAnswerer(model=EndingModel(responses=[text], reason=reason))
+    with pytest.raises(EmptyAnswerError) as raised:
+        ask(answerer, "年假？", LEAVE)
+    assert way_out in raised.value.zh
+    assert way_out in raised.value.en
+
+
+async def test_async_raises_the_same() -> None:
+    with pytest.raises(EmptyAnswerError):
+        await generates(" \n").ainvoke({"question": "年假？", "passages": [LEAVE]})
+
+
+def test_a_model_that_counts_no_tokens_is_told_the_latest_turns_within_so_many_characters() -> None:
+    history = [HumanMessage("很久以前" * 20), AIMessage("嗯"), HumanMessage("XR-7 的转速？"), AIMessage("一万二千转。")]
+    model = RecordingModel(responses=["XR-7 的保修期？"], asked=[])
+    assert ChatModelAnswerer(model=model, max_history_chars=20).condense("它呢？", history, {}) == "XR-7 的保修期？"
+    assert model.asked[0][-1].text.startswith("对话历史：\n助手：嗯\n用户：XR-7")
+
+
+def test_a_conversation_with_no_turn_that_fits_leaves_the_question_as_it_is() -> None:
+    model = RecordingModel(responses=["?"], asked=[])
+    assert ChatModelAnswerer(model=model, max_history_chars=3).condense("它呢？", HISTORY, {}) == "它呢？"
+    assert model.asked == []

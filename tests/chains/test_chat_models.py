@@ -588,3 +588,25 @@ def test_a_long_reason_is_cut_and_kept_on_one_line() -> None:
     error = describe_server_error(ConnectionError("line\n" * 1000), config)
     assert len(str(error)) < 1200
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("finish", ["length", "content_filter"])
+def test_an_answer_without_a_text_says_why_the_server_ended_it(server: ChatServer, finish: str) -> None:
+    def script(reply: Reply) -> None:
+        reply.start_events()
+        reply.send_piece("<think>想了很久", finish=None)
+        reply.send_piece("", finish=finish)
+
+    server.script = script
+    with pytest.raises(GeneratorError, match="max_tokens" if finish == "length" else "content_filter"):
+        answerer(server).invoke(INPUT)
+
+
+def test_an_answer_that_the_server_cut_off_is_marked(server: ChatServer) -> None:
+    def script(reply: Reply) -> None:
+        reply.start_events()
+        reply.send_piece("年假有十天，而且")
+        reply.send_piece("", finish="length")
+
+    server.script = script
+    assert answerer(server).invoke(INPUT)["truncated"] is True

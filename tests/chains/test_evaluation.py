@@ -320,6 +320,12 @@ def test_a_question_whose_passage_is_in_the_knowledge_base_is_not_unanswerable()
     assert report["retrieval"]["recall@10"] == 0.5
 
 
+def test_an_answer_without_a_text_is_wrong_and_no_refusal_and_the_others_are_asked() -> None:
+    questions = [Question(question="问题甲", answers=["十天"]), Question(question="问题乙", answers=["十天"])]
+    answer = evaluate(chain(RANKINGS, " ", "十天"), questions)["answer"]
+    assert (answer["exact_match"], answer["refused"]) == (0.5, 0.0)
+
+
 def test_without_unanswerable_questions_there_is_no_figure_for_refusals() -> None:
     assert "refusal" not in evaluate(chain(RANKINGS, "十天"), QUESTIONS)
 

@@ -324,3 +324,13 @@ def test_names_of_embedders_are_text(attack: str) -> None:
 def test_a_reason_that_is_not_two_halves_stays_whole() -> None:
     assert Problem.parse("a / b / c") == Problem("a / b / c", "a / b / c")
     assert Problem.parse("only one") == Problem("only one", "only one")
+
+
+def test_an_answer_that_ran_out_of_tokens_says_so_below_it() -> None:
+    turn = Turn("问题？")
+    turn.take({"result": "甲"})
+    turn.take({"citations": [], "refused": False})
+    assert "没有写完" not in markup.turn(turn, 0, "zh")
+    turn.take({"truncated": True})
+    assert "回答没有写完" in markup.turn(turn, 0, "zh")
+    assert "The answer is cut off" in markup.turn(turn, 0, "en")

@@ -103,6 +103,12 @@ def test_rows_are_asked_through_the_chain() -> None:
     assert asked[0].endswith("问题：谁审批？")
 
 
+def test_an_answer_without_a_text_is_no_refusal() -> None:
+    model = GenericFakeChatModel(messages=iter([AIMessage(" "), AIMessage(NO)]))
+    answers = answer_rows(model, [ROWS[2], ROWS[2]], language="zh", concurrency=1)
+    assert answers == [Answered("", False), Answered(NO, True)]
+
+
 def test_rows_that_cannot_be_asked_are_named_and_count_as_not_answered(tiny: Path) -> None:
     """The tiny model takes 512 tokens."""
     model = ChatGLM3(model=str(tiny), device="cpu", dtype="float32", temperature=0, max_new_tokens=2)
