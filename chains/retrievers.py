@@ -35,6 +35,9 @@ _LEXICAL_WEIGHT, _SEMANTIC_WEIGHT = 0.1, 0.5
 _FIRST = 3  # lexical hits that tell what the lexical leg is worth
 _SUPPORTED = 60  # of the fused chunks: what stands further down neither comes up nor lifts others
 _DEPTH = 4  # times `top_k` chunks to choose from, where the best ones may not all be taken
+# With a cap per source: so many chunks are looked at first, then so many times more, up to so many.
+_FIRST_LOOK, _WIDER, _DEEPEST = 100, 6, 3600
+_FOUND_PLACE = ("document_id", "start", "end")  # what tells a hit when a compressor made a new document of it
 
 
 class Reader:
@@ -98,20 +101,29 @@ class ChunkRetriever(BaseRetriever):
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         vector = self._query_vector(query)
-        wanted = self.top_k if self.reranker is None else max(self.top_k, self.rerank_fetch)
-        choosy = self.per_source is not None or self.mmr_lambda is not None
-        read = Reader(self.store.knowledge_base)
-        ranking = self.rank(query, wanted * _DEPTH if choosy else wanted, vector=vector, read=read)
-        chunks = read.chunks((i for i, _ in ranking), self.filter)
-        ranking = self._chosen([hit for hit in ranking if hit[0] in chunks], chunks, wanted)
-        hits = [chunks[i] for i, _ in ranking]
+        hits = self._hits(query, vector, self.top_k if self.reranker is None else max(self.top_k, self.rerank_fetch))
         documents = self._with_relevance(query, vector, hits)
         if self.reranker is not None:
             reranked = self.reranker.compress_documents(documents, query, callbacks=run_manager.get_child())
-            documents = list(reranked)[: self.top_k]
+            documents = located(list(reranked)[: self.top_k], documents)
         if self.neighbours:
             return self._joined(documents, hits)
         return documents
+
+    def _hits(self, query: str, vector: Vectors | None, wanted: int) -> list[StoredChunk]:
+        """The chunks wanted, best first; fewer where the ranking ends, or the cap per source leaves no more."""
+        read = Reader(self.store.knowledge_base)
+        depth = wanted if self.mmr_lambda is None and self.per_source is None else wanted * _DEPTH
+        if self.per_source is not None:
+            depth = max(_FIRST_LOOK, depth)
+        while True:
+            ranking = self.rank(query, depth, vector=vector, read=read)
+            chunks = read.chunks((i for i, _ in ranking), self.filter)
+            chosen = self._chosen([hit for hit in ranking if hit[0] in chunks], chunks, wanted)
+            ended = len(ranking) < depth or depth >= _DEEPEST
+            if self.per_source is None or len(chosen) >= wanted or ended:
+                return [chunks[i] for i, _ in chosen]
+            depth = min(depth * _WIDER, _DEEPEST)
 
     def _chosen(self, ranking: Ranking, chunks: Mapping[int, StoredChunk], k: int) -> Ranking:
         """The k best that the cap per source and the wish for variety leave."""
@@ -124,6 +136,7 @@ class ChunkRetriever(BaseRetriever):
                     kept.append((chunk, score))
             ranking = kept
         if self.mmr_lambda is not None:
+            ranking = ranking[: k * _DEPTH]
             return diversify(ranking, self._vectors(chunk for chunk, _ in ranking), self.mmr_lambda, k)
         return ranking[:k]
 
@@ -148,7 +161,8 @@ class ChunkRetriever(BaseRetriever):
     def _joined(self, documents: Sequence[Document], hits: Sequence[StoredChunk]) -> list[Document]:
         """The documents grown to passages. What a reranker made up itself is left as it is."""
         by_key = {hit.key: hit for hit in hits}
-        chosen = [by_key[document.id] for document in documents if document.id in by_key]
+        keys = dict.fromkeys(document.id for document in documents if document.id in by_key)  # a hit may come in pieces
+        chosen = [by_key[key] for key in keys if key is not None]
         scores = {document.id: document.metadata.get("score", 0.0) for document in documents}
         passages = []
         for passage in join_neighbours(chosen, self.store.knowledge_base, self.neighbours):
@@ -268,7 +282,37 @@ def _is_lexical(store: FaissVectorStore) -> bool:
     return isinstance(store.embeddings, LexicalEmbeddings)
 
 
+def located(compressed: Sequence[Document], found: Sequence[Document]) -> list[Document]:
+    """What a compressor made of the documents found, each with the id and the exact place of what it was made from.
+
+    Text that was shortened is looked for in its document; where it is not there word for word, the whole document
+    stands for it, so that every citation can be checked. Documents of the compressor's own are left as they are.
+    """
+    by_id = {document.id: document for document in found}
+    by_place = {_place_of(document): document for document in found}
+    result = []
+    for document in compressed:
+        origin = by_id.get(document.id) or by_place.get(_place_of(document))
+        result.append(document if origin is None else _part_of(origin, document))
+    return result
+
+
+def _place_of(document: Document) -> tuple[str, ...]:
+    return tuple(str(document.metadata.get(key)) for key in _FOUND_PLACE)
+
+
+def _part_of(origin: Document, part: Document) -> Document:
+    """What a document found has in common with the part a compressor left of it, at the part's place in the source."""
+    text, offset = part.page_content, origin.page_content.find(part.page_content)
+    if offset < 0 or not text:
+        text, offset = origin.page_content, 0
+    start = origin.metadata["start"] + offset
+    place = {**{key: origin.metadata[key] for key in _FOUND_PLACE}, "start": start, "end": start + len(text)}
+    return Document(id=origin.id, page_content=text, metadata={**origin.metadata, **part.metadata, **place})
+
+
 def _with_place(chunk: StoredChunk, score: float) -> Document:
+    """A chunk as it is found. `also_in` and `parts` are ours: a document's own field of that name is left out."""
     place: dict[str, Any] = {
         "source": chunk.source,
         "document_id": chunk.document_id,
@@ -278,6 +322,7 @@ def _with_place(chunk: StoredChunk, score: float) -> Document:
     }
     if chunk.duplicates:  # the same text stands elsewhere, too
         place["also_in"] = [
-            {key: other[key] for key in ("source", "id", "title") if key in other} for other in chunk.duplicates
+            {key: str(other[key]) for key in ("source", "id", "title") if key in other} for other in chunk.duplicates
         ]
-    return Document(id=chunk.key, page_content=chunk.text, metadata={**chunk.metadata, **place})
+    metadata = {key: value for key, value in chunk.metadata.items() if key not in ("also_in", "parts")}
+    return Document(id=chunk.key, page_content=chunk.text, metadata={**metadata, **place})

@@ -168,7 +168,7 @@ class FaissVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[tuple[Document, float]]:
         """(document, cosine) of the k nearest, nearest first."""
-        return self._documents(self.search_ids(self.embed_query(query), k, filter))
+        return self._documents(self.search_ids(self.embed_query(query), k, filter), filter)
 
     def similarity_search_by_vector(
         self,
@@ -178,7 +178,7 @@ class FaissVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """The k documents nearest to a vector, of any length."""
-        return [document for document, _ in self._documents(self.search_ids(_unit(embedding), k, filter))]
+        return [document for document, _ in self._documents(self.search_ids(_unit(embedding), k, filter), filter)]
 
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
@@ -209,7 +209,7 @@ class FaissVectorStore(VectorStore):
             for i, vector in zip(batch, rows, strict=True)
         }
         chosen = maximal_marginal_relevance(query, [vectors[int(i)] for i in ids], lambda_mult=lambda_mult, k=k)
-        return [document for document, _ in self._documents([hits[i] for i in chosen])]
+        return [document for document, _ in self._documents([hits[i] for i in chosen], filter)]
 
     def embed_query(self, query: str) -> Vectors:
         """Unit vector of a query, (dimensions,)."""
@@ -239,8 +239,12 @@ class FaissVectorStore(VectorStore):
         if index is not None:
             index.compact()
 
-    def _documents(self, hits: list[tuple[int, float]]) -> list[tuple[Document, float]]:
-        chunks = self.knowledge_base.chunks(i for i, _ in hits)
+    def _documents(
+        self,
+        hits: list[tuple[int, float]],
+        filter: MetadataFilter | None,  # noqa: A002
+    ) -> list[tuple[Document, float]]:
+        chunks = self.knowledge_base.chunks((i for i, _ in hits), filter)  # under a document that the filter allows
         return [(chunks[i].document(), score) for i, score in hits if i in chunks]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:

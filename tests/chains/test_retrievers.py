@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import FakeListChatModel
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import RetrieversIntegrationTests
@@ -19,6 +21,7 @@ from opencc import OpenCC
 from pydantic import ValidationError
 
 from chains import build_retrieval_qa, load_config
+from chains.answerers import cite
 from chains.evaluation import read_questions
 from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor
@@ -404,6 +407,107 @@ def test_every_retriever_of_a_config_gets_its_options(tmp_path: Path, kind: str)
         sources = [document.metadata["source"] for document in found]
         assert len(sources) == len(set(sources))
     store.knowledge_base.close()
+
+
+class Shortens(BaseDocumentCompressor):
+    """Makes new documents of their middles, as LangChain's extractors do: no id, and of the metadata what it likes."""
+
+    kept: list[str]
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        return [
+            Document(document.page_content[2:-1], metadata={key: document.metadata[key] for key in self.kept})
+            for document in documents
+        ]
+
+
+class Rewrites(Shortens):
+    """Says it in its own words."""
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> Sequence[Document]:
+        shorter = super().compress_documents(documents, query, callbacks)
+        return [Document("转述", metadata=document.metadata) for document in shorter]
+
+
+PLACE = ["document_id", "start", "end"]
+
+
+@pytest.mark.parametrize("kept", [PLACE, [*PLACE, "score", "source"]])
+def test_text_that_a_compressor_shortened_is_found_at_its_place(book: FaissVectorStore, kept: list[str]) -> None:
+    query = "丙方应当在几日内付款？"
+    (plain,) = make(HybridRetriever, book, top_k=1).invoke(query)
+    (short,) = make(HybridRetriever, book, top_k=1, rerank_fetch=1, reranker=Shortens(kept=kept)).invoke(query)
+    text = book.knowledge_base.document_text(plain.metadata["document_id"])
+    assert text is not None
+    assert short.page_content == plain.page_content[2:-1]
+    assert text[short.metadata["start"] : short.metadata["end"]] == short.page_content
+    assert (short.id, short.metadata["score"]) == (plain.id, plain.metadata["score"])
+    (big,) = make(HybridRetriever, book, top_k=1, rerank_fetch=1, reranker=Shortens(kept=kept), neighbours=60).invoke(
+        query
+    )
+    assert len(big.page_content) > len(plain.page_content), "it grows by its neighbours all the same"
+
+
+def test_of_what_a_compressor_rewrote_the_whole_chunk_is_cited(book: FaissVectorStore) -> None:
+    query = "丙方应当在几日内付款？"
+    (plain,) = make(HybridRetriever, book, top_k=1).invoke(query)
+    assert make(HybridRetriever, book, top_k=1, rerank_fetch=1, reranker=Rewrites(kept=PLACE)).invoke(query) == [plain]
+
+
+def test_documents_of_a_compressors_own_break_no_answer(tmp_path: Path) -> None:
+    config = load_config(None, [f"kb={tmp_path / 'kb'}", "retriever.neighbours=50"])
+    store = build_vectorstore(config, create=True)
+    store.add_texts(["年假一共有十天。"])
+    model = FakeListChatModel(responses=["十天。[1]"])
+    qa = build_retrieval_qa(config, vectorstore=store, llm=model, reranker=Rewrites(kept=[]))
+    assert qa.invoke("年假有几天？")["refused"] is True  # nothing says how relevant they are
+    store.knowledge_base.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_source_that_ranks_before_all_others_leaves_them_their_places(
+    fresh: FaissVectorStore, kind: type[ChunkRetriever]
+) -> None:
+    big = [f"年假十天 第{n}条" for n in range(150)]
+    others = [f"另一份文件里说，员工每满一年可以申请的年假在第{n}款里写明，此处从略不再重复" for n in range(3)]
+    sources = ["big"] * len(big) + [f"other{n}" for n in range(len(others))]
+    fresh.add_texts(big + others, [{"source": source} for source in sources])
+    found = make(kind, fresh, top_k=4, per_source=1).invoke("年假十天")
+    assert sorted(document.metadata["source"] for document in found) == ["big", "other0", "other1", "other2"]
+
+
+def test_the_same_text_elsewhere_is_told_of_within_the_filter_only(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(
+            json.dumps({"id": name, "title": "假", "text": "年假一共有十天。", "team": team}, ensure_ascii=False) + "\n"
+            for name, team in (("a", "x"), ("b", "y"), ("c", "y"))
+        ),
+        encoding="utf-8",
+    )
+    store = build_vectorstore(load_config(None, [f"kb={tmp_path / 'kb'}"]), create=True)
+    Ingestor(store, FullTextIndex(store.knowledge_base)).ingest([tmp_path / "rows.jsonl"])
+    (every,) = make(HybridRetriever, store).invoke("年假")
+    assert [other["id"] for other in every.metadata["also_in"]] == ["b", "c"]
+    (some,) = make(HybridRetriever, store, filter={"team": "y"}).invoke("年假")
+    assert (some.metadata["id"], [other["id"] for other in some.metadata["also_in"]]) == ("b", ["c"])
+    (found,) = store.similarity_search("年假", filter={"team": "y"})
+    assert found.metadata["team"] == "y"
+    store.knowledge_base.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_document_with_fields_named_like_ours_can_be_cited(
+    fresh: FaissVectorStore, kind: type[ChunkRetriever]
+) -> None:
+    fresh.add_texts(["年假一共有十天。"], [{"source": "a", "parts": 12, "also_in": 12, "score": "x"}])
+    (found,) = make(kind, fresh).invoke("年假")
+    assert not {"parts", "also_in"} & set(found.metadata)
+    assert 0 < found.metadata["score"] <= 1
+    assert cite(1, found, 0, 2)["quote"] == "年假"
 
 
 # -- small to big, through a retriever (tests/chains/test_passages.py has the rules) -----------------------------------
