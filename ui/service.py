@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from ui.embedder_change import EmbedderChange
 from ui.embedder_change import Report as ChangeReport
 from ui.embedders import StoredEmbedders
 from ui.streams import EventLoopThread
+from ui.uploads import NamesInWork, UploadFolder, clear_leftovers, targets
 from ui.views import EmbedderState, Passage, SourceRow
 
 # Characters of the document shown on either side of a quote.
@@ -92,6 +91,9 @@ class RagService:
         self._current = self._chain_over(store)
         # as sources are named
         self._files = Path(os.path.abspath(self.knowledge_base.path)) / "files"  # noqa: PTH100
+        self._uploading = NamesInWork()
+        if not only_documents:
+            clear_leftovers(self._files)
 
     def close(self) -> None:
         """Close the database and end what still runs."""
@@ -192,16 +194,22 @@ class RagService:
         """Copy files into the knowledge base's own folder under their names and ingest them; the ingest report.
 
         A file of a name that is already there is a new version of it; one that cannot be read is not kept, and the
-        version before stays. Of files with the same name in one upload the later ones get a number.
+        version before stays. Of files with the same name in one upload the later ones get a number. Who uploads a name
+        that somebody else is uploading waits for him.
         """
-        kept = _UploadFolder(self._files)
-        try:
-            copies = [kept.add(path) for path in paths]
-            return self._ingest(copies, progress, stop).as_dict()
-        finally:
-            writer = self.knowledge_base.writer()
-            for path in kept.settle(self._is_stored):  # a run that was stopped left what it had of them
-                writer.drop_staged(str(path))
+        copies = targets(paths, self._files)
+        with self._uploading.claimed(copies, stop) as free:
+            if not free:
+                return IngestReport().as_dict()
+            kept = UploadFolder(self._files)
+            try:
+                for path, copy in zip(paths, copies, strict=True):
+                    kept.add(path, copy)
+                return self._ingest(copies, progress, stop).as_dict()
+            finally:
+                writer = self.knowledge_base.writer()
+                for path in kept.settle(self._is_stored, self._is_known):  # a stopped run left what it had of them
+                    writer.drop_staged(str(path))
 
     def _ingest(self, files: list[Path], progress: Progress, stop: threading.Event | None) -> IngestReport:
         ingestor = self.ingestor()
@@ -218,6 +226,9 @@ class RagService:
         """Whether the knowledge base holds this very version of a file."""
         state, stat = self.knowledge_base.source_state(str(path)), path.stat()
         return state is not None and (state.size, state.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+
+    def _is_known(self, path: Path) -> bool:
+        return self.knowledge_base.source_state(str(path)) is not None
 
     def remove(self, sources: Sequence[str]) -> int:
         """Remove documents, uploaded copies with them; how many were there. Files elsewhere are not touched.
@@ -315,50 +326,6 @@ def _is_current(store: FaissVectorStore) -> bool:
     except FingerprintError:  # a write through it has found out already
         return False
     return answering is None or (held is not None and held.id == answering.id)
-
-
-class _UploadFolder:
-    """Uploaded files on their way in: replaced versions are put aside until it is known that the new ones are read."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._before: dict[Path, Path | None] = {}
-
-    def add(self, path: Path) -> Path:
-        """The copy of a file, in the folder."""
-        target = self._folder / path.name
-        number = 2
-        while target in self._before:
-            target = self._folder / f"{path.stem} ({number}){path.suffix}"
-            number += 1
-        beside, aside = (self._folder / f".{uuid.uuid4().hex}" for _ in range(2))
-        try:
-            self._folder.mkdir(exist_ok=True)
-            shutil.copyfile(path, beside)
-            self._before[target] = target.replace(aside) if target.exists() else None
-            beside.replace(target)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise RagProjError(
-                f"无法保存上传的文件 {path.name}：{error.strerror}；请检查磁盘空间",
-                f"cannot keep the uploaded file {path.name}: {error.strerror}; check the disk space",
-            ) from error
-        return target
-
-    def settle(self, is_stored: Callable[[Path], bool]) -> list[Path]:
-        """Keep the copies that were stored; drop the others, putting back what they replaced; which these are."""
-        dropped = []
-        for target, before in self._before.items():
-            if target.exists() and is_stored(target):
-                if before is not None:
-                    before.unlink(missing_ok=True)
-                continue
-            dropped.append(target)
-            if before is not None:
-                before.replace(target)
-            else:
-                target.unlink(missing_ok=True)
-        return dropped
 
 
 def _label(key: str, choice: ExtractiveConfig | GeneratorConfig | None) -> str:
