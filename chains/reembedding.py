@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,15 +58,41 @@ def reembed(
         StoppedError: stopped.
     """
     kb = store.knowledge_base
+    with _alone(kb):
+        return _reembed(kb, store, rollback, progress, stop)
+
+
+def discard(kb: KnowledgeBase) -> list[str]:
+    """Drop the vectors of changes that were stopped before their end; fingerprints of the embedders that made them.
+
+    What answers and what is kept to go back to stay.
+
+    Raises:
+        KnowledgeBaseError: a change is being made.
+    """
+    with _alone(kb):
+        stay = {generation.id for generation in (kb.generation(), kb.previous_generation()) if generation is not None}
+        dropped = [generation.fingerprint for generation in kb.generations() if generation.id not in stay]
+        if dropped:
+            _drop_others(kb, stay)
+        return dropped
+
+
+@contextlib.contextmanager
+def _alone(kb: KnowledgeBase) -> Iterator[None]:
+    """The right to change the generations; an error where another process has it."""
     lock = FileLock(kb.path / "reembed.lock", timeout=0)
     try:
-        with lock:
-            return _reembed(kb, store, rollback, progress, stop)
+        lock.acquire()
     except Timeout:
         raise KnowledgeBaseError(
             f"知识库 {kb.path} 正在由另一个进程重新生成向量，请等它结束",
             f"another process is re-embedding knowledge base {kb.path}; wait for it",
         ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _reembed(

@@ -151,7 +151,8 @@ def check_path(path: Path) -> None:
 def find_files(paths: Iterable[Path]) -> FoundFiles:
     """The files the paths stand for: a file is itself, a folder everything below it.
 
-    Inside folders hidden files, `__MACOSX`, Office lock files (`~$`) and symbolic links to folders are passed over.
+    Inside folders hidden files, `__MACOSX`, Office lock files (`~$`) and symbolic links to folders are passed over. A
+    symbolic link to a file outside the folder is an error: whoever may write there could have any file answer.
     """
     files: set[Path] = set()
     unsupported: set[Path] = set()
@@ -208,7 +209,9 @@ def _walk(folder: Path, errors: list[tuple[Path, LoadError]]) -> Iterator[Path]:
             except LoadError as error:
                 errors.append((entry, error))
                 continue
-            if stat.S_ISREG(mode):
+            if stat.S_ISREG(mode) and entry.is_symlink() and not entry.resolve().is_relative_to(folder.resolve()):
+                errors.append((entry, problems.leads_outside(entry, folder)))
+            elif stat.S_ISREG(mode):
                 yield entry
             elif stat.S_ISDIR(mode) and not entry.is_symlink():
                 stack.append(entry)

@@ -56,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     _verb(verbs, "check", "检查数据库、向量索引和全文索引是否一致 / verify that database and indexes agree")
 
     reembed = _verb(verbs, "reembed", "换用配置中的嵌入模型 / change over to the configured embedder")
-    reembed.add_argument("--rollback", action="store_true", help="切换回上一个模型的向量 / back to the vectors before")
+    other = reembed.add_mutually_exclusive_group()
+    other.add_argument("--rollback", action="store_true", help="切换回上一个模型的向量 / back to the vectors before")
+    other.add_argument("--discard", action="store_true", help="丢弃没有做完的向量 / drop vectors of a stopped change")
 
     faiss = _verb(
         verbs, "import-faiss", "导入 langchain_community 的 FAISS 目录 / import a FAISS folder of langchain_community"

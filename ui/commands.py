@@ -105,11 +105,17 @@ def ask(arguments: argparse.Namespace) -> int:
         return 0
     citations: list[dict[str, Any]] = []
     used: list[int] | None = None
+    truncated = False
     for piece in service.qa.stream({"query": arguments.question}):
         print(piece.get("result", ""), end="", flush=True)
         citations += piece.get("citations", [])
         used = piece.get("references_used", used)
+        truncated = piece.get("truncated", truncated)
     print()
+    if truncated:
+        print(
+            "回答没有写完：已到 token 上限 / cut off: out of tokens (llm.max_tokens, max_new_tokens)", file=sys.stderr
+        )
     if used is not None:
         print(f"只用了资料 / references used: {', '.join(map(str, used))}", file=sys.stderr)
     for citation in citations:
@@ -197,10 +203,21 @@ def check(arguments: argparse.Namespace) -> int:
 
 def reembed(arguments: argparse.Namespace) -> int:
     """Change over to the configured embedder, or back."""
+    from chains.knowledge_base import KnowledgeBase
+    from chains.reembedding import discard
     from chains.reembedding import reembed as run
     from chains.retrieval_qa import open_vectorstore
 
-    store = open_vectorstore(_config(arguments))
+    config = _config(arguments)
+    if arguments.discard:
+        with KnowledgeBase(config.kb) as knowledge_base:
+            discarded = discard(knowledge_base)
+        if arguments.json:
+            _print_json({"discarded": discarded})
+        else:
+            print(f"已丢弃 {len(discarded)} 份没有做完的向量 / unfinished sets of vectors discarded")
+        return 0
+    store = open_vectorstore(config)
     with tqdm(desc="reembed", unit="chunk", delay=1, file=sys.stderr) as bar:
 
         def progress(done: int, total: int) -> None:

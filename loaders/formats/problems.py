@@ -24,6 +24,15 @@ def unreadable(path: Path, detail: str) -> LoadError:
     return LoadError(f"{path}：无法打开（{detail}）", f"{path}: cannot be opened ({detail})")
 
 
+def leads_outside(path: Path, folder: Path) -> LoadError:
+    """A link inside a folder to a file that is not in it."""
+    return LoadError(
+        f"{path}：符号链接指向文件夹 {folder} 之外，没有导入；需要的话请直接给出 {path.resolve()}",
+        f"{path}: this symbolic link leads out of the folder {folder} and was left out; if it is wanted, give"
+        f" {path.resolve()} itself",
+    )
+
+
 def unsupported(path: Path, supported: str) -> LoadError:
     """No reader for the suffix."""
     suffix = path.suffix or path.name

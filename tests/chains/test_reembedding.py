@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from chains.fulltext import FullTextIndex
 from chains.ingestion import Ingestor, StoppedError
 from chains.knowledge_base import FingerprintError, KnowledgeBase, KnowledgeBaseError
 from chains.knowledge_base_writer import Writer
-from chains.reembedding import reembed
+from chains.reembedding import discard, reembed
 from chains.retrievers import HybridRetriever
 from chains.vectorstores import FaissVectorStore
 from ui import cli
@@ -443,3 +444,27 @@ def test_chunks_that_are_too_long_for_the_new_embedder_are_told(bench: Bench, ca
     bench.ingest(bench.old)
     reembed(bench.store(Short("short")))
     assert "1 of 31 chunks are longer than the 24 tokens this embedder sees" in caplog.text
+
+
+def test_discarding_drops_what_a_stopped_change_has_made_and_nothing_else(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reembed(bench.store(bench.new))
+    stop = threading.Event()
+    abandoned = Model("abandoned")
+    abandoned.during = stop.set
+    with pytest.raises(StoppedError):
+        reembed(bench.store(abandoned), stop=stop)
+    assert len(bench.kb.generations()) == 3
+    assert cli.main(["reembed", "--discard", "--json", "--kb", str(bench.kb.path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"discarded": ["test/abandoned"]}
+    assert [generation.fingerprint for generation in bench.kb.generations()] == ["test/old", "test/new"]
+    assert bench.answering() == "test/new"
+    assert bench.problems(bench.new) == []
+    reembed(bench.store(bench.old), rollback=True)
+    assert discard(bench.kb) == [], "what is kept to go back to stays"
+
+
+def test_discarding_waits_for_no_change_in_progress(bench: Bench) -> None:
+    with FileLock(bench.kb.path / "reembed.lock"), pytest.raises(KnowledgeBaseError, match=r"另一个进程"):
+        discard(bench.kb)

@@ -247,3 +247,19 @@ def test_a_link_to_nothing_is_nothing(write: Write, tmp_path: Path) -> None:
     (tmp_path / "circle.txt").symlink_to(tmp_path / "circle.txt")
     assert find_files([tmp_path]) == ([good], [], [])
     assert "找不到" in find_files([tmp_path / "a\0b.txt"]).errors[0][1].zh
+
+
+def test_a_link_out_of_the_folder_is_an_error_and_one_inside_it_a_file(write: Write, tmp_path: Path) -> None:
+    outside, inside = write("secret.txt", "x"), write("docs/a.txt", "x")
+    (tmp_path / "docs" / "out.txt").symlink_to(outside)
+    (tmp_path / "docs" / "sub").mkdir()
+    (tmp_path / "docs" / "sub" / "in.txt").symlink_to(Path("..") / "a.txt")
+    found = find_files([tmp_path / "docs"])
+    assert names(found.files) == ["a.txt", "in.txt"]
+    ((path, error),) = found.errors
+    assert path == tmp_path / "docs" / "out.txt"
+    assert str(outside) in error.zh
+    assert str(outside) in error.en
+    assert find_files([path]).files == [path], "who names the link means the file"
+    (tmp_path / "docs-link").symlink_to(inside.parent, target_is_directory=True)
+    assert "a.txt" in names(find_files([tmp_path / "docs-link"]).files), "the folder itself may be a link"
