@@ -63,8 +63,8 @@ class Reply(BaseHTTPRequestHandler):
     def send_piece(self, text: str, *, finish: str | None = None) -> None:
         self.send_chunk(event(text, finish=finish))
 
-    def finish_events(self) -> None:
-        self.send_piece("", finish="stop")
+    def finish_events(self, finish: str = "stop") -> None:
+        self.send_piece("", finish=finish)
         self.send_chunk(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -594,8 +594,8 @@ def test_a_long_reason_is_cut_and_kept_on_one_line() -> None:
 def test_an_answer_without_a_text_says_why_the_server_ended_it(server: ChatServer, finish: str) -> None:
     def script(reply: Reply) -> None:
         reply.start_events()
-        reply.send_piece("<think>想了很久", finish=None)
-        reply.send_piece("", finish=finish)
+        reply.send_piece("<think>想了很久")
+        reply.finish_events(finish)
 
     server.script = script
     with pytest.raises(GeneratorError, match="max_tokens" if finish == "length" else "content_filter"):
@@ -606,7 +606,7 @@ def test_an_answer_that_the_server_cut_off_is_marked(server: ChatServer) -> None
     def script(reply: Reply) -> None:
         reply.start_events()
         reply.send_piece("年假有十天，而且")
-        reply.send_piece("", finish="length")
+        reply.finish_events("length")
 
     server.script = script
     assert answerer(server).invoke(INPUT)["truncated"] is True
