@@ -190,13 +190,13 @@ class GenerationEngine:
         except Exception as error:  # such as no memory for this prompt: the others go on
             logger.exception("a prompt of %d tokens failed", len(prompt.request.ids))
             ended = error
-        if ended is None:
-            self._cache.join(prompt.cache, prompt.read)
         with self._lock:
             self._prompt = None
             if ended is None:
                 self._rows.append(prompt.row)
-        if ended is not None:
+        if ended is None:
+            self._cache.join(prompt.cache, prompt.read)
+        else:
             _deliver(prompt.request, ended)
 
     def _next_piece(self, prompt: _Prompt) -> Tensor:

@@ -280,6 +280,35 @@ def test_a_prompt_that_fails_is_told_and_the_others_go_on(model: Any) -> None:
     assert len(good.tokens) == 10
 
 
+def test_a_batch_that_fails_is_told_to_all_of_it_and_the_next_request_is_answered(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any) -> Any:
+        raise RuntimeError("no memory to join two rows")
+
+    engine, joining = engine_of(model), []
+    done = threading.Event()
+
+    def join(item: Delivered) -> None:
+        joining.append(item)
+        if isinstance(item, Exception):
+            done.set()
+
+    running: list[Delivered] = []
+
+    def run(item: Delivered) -> None:
+        if not running:
+            engine.submit(Request(prompts(2)[1], Sampling(), join))
+        running.append(item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("chains.chatglm3.engine._joined", no_memory)
+        engine.submit(Request(prompts(1)[0], Sampling(max_new_tokens=100), run))
+        assert done.wait(30)
+    assert isinstance(running[-1], RuntimeError)
+    assert Client(engine, prompts(1)[0]).end() == Finish("length")
+
+
 def test_a_receiver_that_is_gone_does_not_stop_the_others(model: Any) -> None:
     """call_soon_threadsafe raises RuntimeError when its event loop was closed."""
 
