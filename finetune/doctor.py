@@ -41,6 +41,7 @@ Name = Literal[
     "four_bit_sizes",
     "evaluation_memory",
     "unanswered",
+    "row_prompts",
 ]
 NAMES: tuple[str, ...] = get_args(Name)
 
@@ -191,23 +192,24 @@ def check_steps(steps: int, *, rows: int, batch_size: int) -> list[Finding]:
     return []
 
 
-def check_memory(forecast: Forecast, available: int | None) -> list[Finding]:
+def check_memory(forecast: Forecast, available: int | None, ways_out: Sequence[str]) -> list[Finding]:
     """A forecast that does not fit, with what takes most of it.
 
     Args:
         forecast: bytes of one process.
         available: bytes that it can have; None where nobody knows.
+        ways_out: settings that need less, as they are written on the command line; a bare name is to be lowered.
     """
     if available is None or forecast.total <= 0.8 * available:
         return []
     fits = forecast.total <= available
     zh = (
         f"预计需要 {gigabytes(forecast.total)}（{forecast.zh}），可用 {gigabytes(available)}；"
-        "请减小 micro_batch_tokens 和 graph_tokens，打开 gradient_checkpointing，或改用 method=lora"
+        f"请减小或改用：{'、'.join(ways_out)}"
     )
     en = (
-        f"forecast {gigabytes(forecast.total)} ({forecast.en}) of {gigabytes(available)} available; lower"
-        " micro_batch_tokens and graph_tokens, set gradient_checkpointing=true, or use method=lora"
+        f"forecast {gigabytes(forecast.total)} ({forecast.en}) of {gigabytes(available)} available; lower or set"
+        f" {', '.join(ways_out)}"
     )
     return [Finding("memory", "warning" if fits else "error", zh, en)]
 

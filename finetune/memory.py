@@ -104,10 +104,11 @@ def activations(shape: Shape, plan: Plan) -> int:
     return plan.tokens * per_token
 
 
-def available_memory(device: str) -> int | None:
+def available_memory(device: str, processes: int = 1) -> int | None:
     """Bytes that this process can still have on a device ("cpu" or "cuda..."); None where it cannot be known.
 
-    On a CPU the least of the machine's available memory, the control group's limit and the process's own.
+    On a CPU the least of the machine's available memory, the control group's limit and the process's own. Processes
+    that train together share the machine's; each has a GPU of its own.
     """
     if device.startswith("cuda"):
         import torch
@@ -115,6 +116,7 @@ def available_memory(device: str) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     limits = [*_machine(Path("/proc/meminfo")), *_control_group(Path("/sys/fs/cgroup"))]
+    limits = [limit // processes for limit in limits]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         limits.append(soft)

@@ -22,7 +22,7 @@ from finetune.doctor import (
 )
 from finetune.evaluation import RetrievalSet
 from finetune.memory import Forecast, Plan, Shape, available_memory, forecast
-from finetune.precision import device_kind
+from finetune.precision import Precision, device_kind
 
 _SAMPLE = 1_000  # rows whose texts are tokenized to see their lengths and unknown tokens
 _UNKNOWN_SHARE, _UNKNOWN_FAR_TOO_MANY = 0.01, 0.2
@@ -45,17 +45,22 @@ class Hardware:
         """What this process finds on its machine."""
         import torch
 
-        free = available_memory(device)
+        free = available_memory(device, processes)
         if device.startswith("cuda"):
             return cls(device, torch.cuda.is_bf16_supported(including_emulation=False), free, processes)
         capabilities = torch.cpu.get_capabilities()
         has_bf16 = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-        return cls(device, has_bf16, None if free is None else free // processes, processes)
+        return cls(device, has_bf16, free, processes)
 
     @property
     def kind(self) -> str:
         """ "cpu" or "cuda"."""
         return device_kind(self.device)
+
+    def number_bytes(self, precision: Precision) -> int:
+        """Of an activation in this precision: 2 or 4."""
+        automatic = precision == "auto" and (self.kind == "cuda" or self.has_bf16)
+        return 2 if automatic or precision in ("bf16", "fp16") else 4
 
 
 @dataclass(frozen=True)
@@ -104,11 +109,12 @@ def examine(
         *check_negatives(rows, config),
         *check_duplicates(rows),
         *(check_leak(rows, dev) if dev is not None else []),
+        *check_prompts(rows, instruction),
         *check_lengths(lengths, config),
         *check_vocabulary(tokenizer, [row.query for row in sample] + [text for row in sample for text in row.pos]),
         *check_learning_rate(config.learning_rate, config.method),
         *check_precision(config.precision, device=hardware.kind, has_bf16=hardware.has_bf16),
-        *check_memory(plan, hardware.memory),
+        *check_memory(plan, hardware.memory, ways_out(config)),
         *check_processes(config, hardware.processes),
     ]
     return in_order(findings)
@@ -215,6 +221,31 @@ def check_leak(rows: Sequence[RetrievalRow], dev: RetrievalSet) -> list[Finding]
     ]
 
 
+def check_prompts(rows: Sequence[RetrievalRow], instruction: str) -> list[Finding]:
+    """Rows whose own prompt is trained and never served: whoever searches has the instruction of the directory alone.
+
+    Args:
+        rows: what is trained on.
+        instruction: what will stand before every query in use.
+    """
+    odd = [row for row in rows if row.prompt is not None and row.prompt != instruction]
+    if not odd:
+        return []
+    first = odd[0]
+    return [
+        Finding(
+            "row_prompts",
+            "warning",
+            f"{len(rows)} 行中有 {len(odd)} 行的 prompt 不是模型的查询指令 {instruction!r}，"
+            f"例如 {first.file}:{first.line} 的 {first.prompt!r}；检索时只用模型的指令，这样训练的查询用不上；"
+            "请删除 prompt，或用 query_instruction 设成同样的文字",
+            f"{len(odd)} of {len(rows)} rows have a prompt other than the query instruction {instruction!r}, such as"
+            f" {first.prompt!r} in {first.file}:{first.line}; what serves has that instruction alone, so queries are"
+            " trained as they are never asked; remove prompt, or set query_instruction to the same text",
+        )
+    ]
+
+
 # --- texts ------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +318,14 @@ class Parameters:
         return cls(total + sum(adapted), sum(adapted))
 
 
+def ways_out(config: BgeTrainingConfig) -> list[str]:
+    """Settings that would need less memory than these, the mildest first."""
+    found = ["micro_batch_tokens", "graph_tokens"]
+    if not config.gradient_checkpointing:
+        found.append("gradient_checkpointing=true")
+    return found if config.method == "lora" else [*found, "method=lora"]
+
+
 def memory_forecast(
     config: BgeTrainingConfig,
     directory: ModelDirectory,
@@ -299,19 +338,16 @@ def memory_forecast(
 
     sizes: Any = AutoConfig.from_pretrained(str(directory.path))
     rows = max(1, config.batch_size // hardware.processes)
-    query = _typical(lengths.queries, config.query_max_tokens)
-    passage = _typical(lengths.passages, config.passage_max_tokens)
+    query = typical(lengths.queries, config.query_max_tokens)
+    passage = typical(lengths.passages, config.passage_max_tokens)
     micro_batch = config.tokens_at_once(hardware.device)
     dropout = sizes.attention_probs_dropout_prob if config.dropout is None else config.dropout
-    sixteen = config.precision in ("bf16", "fp16") or (
-        config.precision == "auto" and (hardware.kind == "cuda" or hardware.has_bf16)
-    )
     texts = config.batch_size * (1 + config.group_size)
     plan = Plan(
         trainable=parameters.trained,
         tokens=min(rows * (query + config.group_size * passage), max(config.graph_tokens, 0) + micro_batch),
         length=passage,
-        activation_bytes=2 if sixteen else 4,
+        activation_bytes=hardware.number_bytes(config.precision),
         checkpointing=config.gradient_checkpointing,
         attention_scores=hardware.kind == "cpu" and dropout > 0,
         vectors=3 * (texts * directory.dimensions + config.batch_size * config.batch_size * config.group_size),
@@ -321,7 +357,7 @@ def memory_forecast(
     return forecast(shape, plan)
 
 
-def _typical(counts: Sequence[int], limit: int) -> int:
+def typical(counts: Sequence[int], limit: int) -> int:
     """Mean length after cutting, tokens; the limit where nothing is known."""
     return round(sum(min(count, limit) for count in counts) / len(counts)) if counts else limit
 

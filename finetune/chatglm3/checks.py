@@ -7,14 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from chains.answerers import CITATION_MARK, answer_messages
 from chains.chatglm3.checkpoints import read_json
+from chains.chatglm3.prompt import ChatGLM3Tokenizer, prompt_ids, turns_of
 from chains.chatglm3.weights import native_shapes
+from chains.prompts import Language
 from finetune.chatglm3.config import ChatGlm3TrainingConfig
-from finetune.chatglm3.data import Example
+from finetune.chatglm3.data import Example, cited_numbers, passages_of
+from finetune.chatglm3.model import chosen_optimizer
 from finetune.data.duplicates import text_key
 from finetune.data.rows import GenerationRow
 from finetune.doctor import Finding, check_labels, check_learning_rate, check_memory, check_steps
-from finetune.memory import Forecast, available_memory, gigabytes
+from finetune.memory import Forecast, gigabytes
 
 # bitsandbytes' 4-bit kernels: columns and rows of a matrix must be multiples of these
 _COLUMNS, _ROWS = 64, 32
@@ -62,15 +66,27 @@ class ModelSizes:
         return sum(rank * (shape[0] + shape[1]) for name, shape in self.linear().items() if name.endswith(ends))
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """What a run has to work with."""
+
+    device: str
+    """"cpu" or "cuda:0" """
+    number_bytes: int
+    """of a frozen weight and of an activation: 2 or 4"""
+    memory: int | None
+    """bytes that one process can have; None where nobody knows"""
+
+
 def examine(
     config: ChatGlm3TrainingConfig,
     examples: Sequence[Example],
     dev: Sequence[GenerationRow],
     sizes: ModelSizes,
     *,
-    device: str,
-    number_bytes: int,
+    hardware: Hardware,
     steps: int,
+    prompt_tokens: int,
 ) -> list[Finding]:
     """Everything found about a run before it starts.
 
@@ -79,11 +95,12 @@ def examine(
         examples: what is trained on.
         dev: what it is judged on.
         sizes: of the model.
-        device: "cpu" or "cuda...".
-        number_bytes: of a frozen weight and of an activation: 2 or 4.
+        hardware: what it runs on.
         steps: of the run.
+        prompt_tokens: of the longest prompt of an evaluation.
     """
     labelled = sum(example.learned > 0 for example in examples)
+    forecast = memory_of(config, sizes, device=hardware.device, number_bytes=hardware.number_bytes)
     return [
         *check_labels(labelled, len(examples)),
         *check_lengths(examples, config.max_tokens),
@@ -91,8 +108,8 @@ def examine(
         *check_steps(steps, rows=len(examples), batch_size=config.batch_size),
         *check_learning_rate(config.learning_rate, "full" if config.method == "full" else "lora"),
         *(check_four_bit_sizes(sizes) if config.method == "qlora" else ()),
-        *check_memory(memory_of(config, sizes, number_bytes=number_bytes), available_memory(device)),
-        *check_answer_memory(config, sizes, available_memory(device), number_bytes=number_bytes),
+        *check_memory(forecast, hardware.memory, ways_out(config, hardware.device)),
+        *check_answer_memory(config, sizes, hardware, prompt_tokens=prompt_tokens),
     ]
 
 
@@ -115,9 +132,19 @@ def check_lengths(examples: Sequence[Example], max_tokens: int) -> list[Finding]
 
 
 def check_leak(train: Iterable[GenerationRow], dev: Sequence[GenerationRow]) -> list[Finding]:
-    """Questions of dev that stand in training together with their answer."""
-    known = {(text_key(row.question), text_key(row.answer)) for row in train}
-    leaked = [row for row in dev if not row.refuse and (text_key(row.question), text_key(row.answer)) in known]
+    """Rows of dev that are trained on: the same question with the same answer, or a reference that both cite.
+
+    The marks in an answer do not count, since references are numbered anew in each row. Rows to be refused are no leak:
+    a refusal is the same for all.
+    """
+    keys = [_leak_keys(row) for row in train]
+    asked = {question for question, _ in keys}
+    shown = set().union(*(cited for _, cited in keys))
+    leaked = []
+    for row in dev:
+        question, cited = _leak_keys(row)
+        if not row.refuse and (question in asked or not cited.isdisjoint(shown)):
+            leaked.append(row)
     if not leaked:
         return []
     first = leaked[0]
@@ -125,12 +152,19 @@ def check_leak(train: Iterable[GenerationRow], dev: Sequence[GenerationRow]) -> 
         Finding(
             "dev_leak",
             "error" if len(leaked) > len(dev) // 20 else "warning",
-            f"评测集的 {len(dev)} 行中有 {len(leaked)} 行也在训练数据里，例如 {first.file}:{first.line}；"
-            "请按文档重新划分",
-            f"{len(leaked)} of {len(dev)} dev rows are training rows, too, such as {first.file}:{first.line}; split by"
-            " document",
+            f"评测集的 {len(dev)} 行中有 {len(leaked)} 行的问答或引用的参考资料也在训练数据里，"
+            f"例如 {first.file}:{first.line}；请按文档重新划分",
+            f"{len(leaked)} of {len(dev)} dev rows are trained on, too, by question and answer or by a reference that"
+            f" is cited, such as {first.file}:{first.line}; split by document",
         )
     ]
+
+
+def _leak_keys(row: GenerationRow) -> tuple[tuple[int, int], frozenset[int]]:
+    """((question, answer without marks), references that the answer cites), as keys of their texts."""
+    question, answer = row.standalone or row.question, CITATION_MARK.sub("", row.answer)
+    cited = (row.references[number - 1] for number in cited_numbers(row.answer) if 0 < number <= len(row.references))
+    return (text_key(question), text_key(answer)), frozenset(map(text_key, cited))
 
 
 def check_four_bit_sizes(sizes: ModelSizes) -> list[Finding]:
@@ -151,11 +185,35 @@ def check_four_bit_sizes(sizes: ModelSizes) -> list[Finding]:
     ]
 
 
+def longest_prompt(
+    rows: Iterable[GenerationRow], tokenizer: ChatGLM3Tokenizer, *, context: int, language: Language
+) -> int:
+    """Tokens of the longest prompt that an evaluation of these rows asks, at most the model's context.
+
+    `max_tokens` bounds what is trained on and not this: an evaluation asks with as many references as the model takes.
+    """
+    lengths = (
+        len(
+            prompt_ids(
+                tokenizer,
+                turns_of(answer_messages(row.standalone or row.question, passages_of(row.references), language)),
+            )
+        )
+        for row in rows
+    )
+    return min(max(lengths, default=0), context)
+
+
 def check_answer_memory(
-    config: ChatGlm3TrainingConfig, sizes: ModelSizes, available: int | None, *, number_bytes: int
+    config: ChatGlm3TrainingConfig, sizes: ModelSizes, hardware: Hardware, *, prompt_tokens: int
 ) -> list[Finding]:
-    """An evaluation that will not fit beside the model: keys and values of all answers that are generated at a time."""
-    tokens = config.evaluation.concurrency * (config.max_tokens + config.evaluation.max_new_tokens)
+    """An evaluation that will not fit beside the model: keys and values of all answers that are generated at a time.
+
+    Rows that are generated together take the cache of the longest of them.
+    """
+    available = hardware.memory
+    number_bytes = _FLOAT if config.method == "full" else hardware.number_bytes  # as it is trained, between two steps
+    tokens = config.evaluation.concurrency * (prompt_tokens + config.evaluation.max_new_tokens)
     cache = 2 * tokens * sizes.cache_values * number_bytes  # twice: a cache is copied while a row joins or leaves
     needed = cache + weights_bytes(config, sizes, number_bytes)
     if available is None or needed <= 0.8 * available:
@@ -164,10 +222,12 @@ def check_answer_memory(
         Finding(
             "evaluation_memory",
             "warning" if needed <= available else "error",
-            f"评测时同时生成 {config.evaluation.concurrency} 个回答，预计需要 {gigabytes(needed)}"
-            f"（缓存 {gigabytes(cache)}），可用 {gigabytes(available)}；请减小 evaluation.concurrency",
-            f"evaluation generates {config.evaluation.concurrency} answers at a time: forecast {gigabytes(needed)}"
-            f" (cache {gigabytes(cache)}) of {gigabytes(available)} available; lower evaluation.concurrency",
+            f"评测时同时生成 {config.evaluation.concurrency} 个回答，提示词最长 {prompt_tokens} 个 token，"
+            f"预计需要 {gigabytes(needed)}（缓存 {gigabytes(cache)}），可用 {gigabytes(available)}；"
+            "请减小 evaluation.concurrency",
+            f"evaluation generates {config.evaluation.concurrency} answers at a time to prompts of up to"
+            f" {prompt_tokens} tokens: forecast {gigabytes(needed)} (cache {gigabytes(cache)}) of"
+            f" {gigabytes(available)} available; lower evaluation.concurrency",
         )
     ]
 
@@ -183,23 +243,38 @@ def weights_bytes(config: ChatGlm3TrainingConfig, sizes: ModelSizes, number_byte
     return int(linear * _NF4_BITS / 8) + (total - linear) * number_bytes
 
 
-def memory_of(config: ChatGlm3TrainingConfig, sizes: ModelSizes, *, number_bytes: int) -> Forecast:
+def ways_out(config: ChatGlm3TrainingConfig, device: str) -> list[str]:
+    """Settings that would need less memory than these, the mildest first."""
+    on_gpu = device.startswith("cuda")
+    found = ["micro_batch_tokens"] if config.forward_tokens > config.max_tokens else ["max_tokens"]
+    if not config.gradient_checkpointing:
+        found.append("gradient_checkpointing=true")
+    if on_gpu and "8bit" not in chosen_optimizer(config.optimizer, device):
+        found.append("optimizer=paged_adamw_8bit")
+    if config.method == "full":
+        found.append("method=lora")
+    return found if config.method == "qlora" else [*found, "method=qlora"]
+
+
+def memory_of(config: ChatGlm3TrainingConfig, sizes: ModelSizes, *, device: str, number_bytes: int) -> Forecast:
     """What a training will take.
 
     Activations of a layer, per token: its input, the normed input, query with keys and values, the attention's output,
     the sum, the normed sum, gate and up before and after their product: 6 vectors of the hidden size and 4 of the
     intermediate size; with gradient checkpointing one layer's, and the inputs of all. Logits are computed for labels
-    alone, taken as a quarter of the positions, in float32 with their gradient.
+    alone, taken as a quarter of the positions, in float32 with their gradient. Where all weights are trained in 16 bits
+    autocast keeps a 16-bit copy of them beside the float32 ones until the end of a forward pass.
     """
+    copy = number_bytes if config.method == "full" and number_bytes < _FLOAT else 0
     trained = sizes.count() if config.method == "full" else sizes.adapter(config.lora.rank, config.lora.targets)
     layer = (6 * sizes.hidden + 4 * sizes.intermediate) * number_bytes
     inputs = sizes.layers * sizes.hidden * number_bytes
     per_token = inputs + layer if config.gradient_checkpointing else sizes.layers * layer
     logits = 2 * sizes.vocabulary * _FLOAT // 4
-    moments = 2 if "8bit" in config.optimizer else 2 * _FLOAT
+    moments = 2 if "8bit" in chosen_optimizer(config.optimizer, device) else 2 * _FLOAT
     return Forecast(
         weights=weights_bytes(config, sizes, number_bytes)
-        + (0 if config.method == "full" else trained * _FLOAT)
+        + trained * (copy if config.method == "full" else _FLOAT)
         + (_widest(sizes) * number_bytes if config.method == "qlora" else 0),  # one matrix at a time, dequantised
         gradients=trained * _FLOAT,
         optimizer=trained * moments,

@@ -74,6 +74,13 @@ def training_model(config: ChatGlm3TrainingConfig, directory: Path, device: str,
     return model.train()
 
 
+def chosen_optimizer(name: OptimizerName, device: str) -> OptimizerName:
+    """The optimizer that a name means on a device: `auto` is paged 8-bit AdamW on a GPU and plain AdamW on a CPU."""
+    if name != "auto":
+        return name
+    return "paged_adamw_8bit" if device.startswith("cuda") else "adamw"
+
+
 def training_optimizer(
     name: OptimizerName, groups: list[dict[str, Any]], *, learning_rate: float, device: str
 ) -> Optimizer:
@@ -86,7 +93,7 @@ def training_optimizer(
 
     on_gpu = device.startswith("cuda")
     if name == "auto":
-        name = "paged_adamw_8bit" if on_gpu else "adamw"
+        name = chosen_optimizer(name, device)
         logger.info("optimizer %s: %s", name, "a GPU is there" if on_gpu else "8-bit ones need a GPU")
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)

@@ -16,7 +16,7 @@ from chains.chatglm3.directories import native_directory
 from chains.chatglm3.loading import ModelOptions, load_causal_model
 from chains.chatglm3.prompt import ChatGLM3Tokenizer
 from finetune.blend import mix, write_scaled_adapter
-from finetune.chatglm3.checks import ModelSizes, examine
+from finetune.chatglm3.checks import Hardware, ModelSizes, examine, longest_prompt
 from finetune.chatglm3.config import ChatGlm3TrainingConfig, GenerationEvaluationConfig
 from finetune.chatglm3.data import read_examples
 from finetune.chatglm3.evaluation import (
@@ -39,6 +39,7 @@ from finetune.doctor import Finding, Monitor, in_order
 from finetune.evaluation import Scores
 from finetune.gate import DEV
 from finetune.measurement import Measured
+from finetune.memory import available_memory
 from finetune.report import SetReport
 from finetune.run import Outcome, Task, Teller, run_together, set_sections
 from finetune.training_loop import CANDIDATE, Observe, TrainingResult
@@ -91,7 +92,9 @@ class GenerationTask(Task):
         )
         self._steps = schedule_of(config, len(self.examples)).steps
         self._dev = sampled_rows(self.sets[DEV], config.evaluation.interval_rows, seed=config.evaluation.seed)
-        self._device, self._dtype = device_and_dtype(config, (processes or Processes()).local_rank)
+        processes = processes or Processes()
+        self._device, self._dtype = device_and_dtype(config, processes.local_rank)
+        self._processes = processes.count
 
     def training(self) -> dict[str, Any]:
         """Settings, rows and base."""
@@ -105,18 +108,20 @@ class GenerationTask(Task):
 
     def examine(self) -> list[Finding]:
         """Labels, lengths, leaks, sizes and memory."""
-        context = read_json(self.base / "config.json")["max_position_embeddings"]
+        context, language = read_json(self.base / "config.json")["max_position_embeddings"], self.config.language
+        asked = [row for rows in self.sets.values() for row in rows]
+        memory = available_memory(self._device, self._processes)
         found = examine(
             self.config,
             self.examples,
             self.sets[DEV],
             ModelSizes.of(self.base),
-            device=self._device,
-            number_bytes=self._dtype.itemsize,
+            hardware=Hardware(self._device, self._dtype.itemsize, memory),
             steps=self._steps,
+            prompt_tokens=longest_prompt(asked, self._tokenizer, context=context, language=language),
         )
         for name, rows in self.sets.items():
-            found += check_askable(name, rows, self._tokenizer, context=context, language=self.config.language)
+            found += check_askable(name, rows, self._tokenizer, context=context, language=language)
         return in_order(found)
 
     def measure(self, tuned: Path | None, *, fused: bool) -> Measured:

@@ -8,32 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from chains.bge.directory import digest, read_model_directory, resolve_model
-from chains.bge.tokenizer import BgeTokenizer
-from finetune.bge.checks import (
-    Hardware,
-    check_duplicates,
-    check_leak,
-    check_negatives,
-    check_vocabulary,
-    sampled,
-)
+from finetune.bge.checks import Hardware
 from finetune.bge.train import rows_digest
 from finetune.blend import mix
 from finetune.data.rows import RetrievalRow, read_retrieval_rows
-from finetune.doctor import (
-    Finding,
-    Monitor,
-    check_learning_rate,
-    check_precision,
-    check_steps,
-    check_truncated,
-    in_order,
-)
+from finetune.doctor import Finding, Monitor
 from finetune.evaluation import Scores
 from finetune.gate import DEV
 from finetune.measurement import Measured, set_digest
 from finetune.precision import choose_device
 from finetune.reranker.candidates import CandidateSet, evaluate_found, evaluate_reranker, read_candidates
+from finetune.reranker.checks import examine
 from finetune.reranker.config import RerankerTrainingConfig
 from finetune.reranker.model import PairScorer, has_head, load_cross_encoder, save_cross_encoder
 from finetune.reranker.train import schedule_of, train
@@ -106,25 +91,14 @@ class RerankerTask(Task):
         return {"sets": sets, "candidates": self.config.candidates}
 
     def examine(self) -> list[Finding]:
-        """Rows, texts and settings."""
-        config, rows = self.config, self.rows
-        steps = schedule_of(config, len(rows)).steps
-        hardware = Hardware.of(self._device, 1)
-        tokenizer = BgeTokenizer.from_directory(self.directory)
-        sample = sampled(rows, config.seed)
-        pairs = [(row.query, text) for row in sample for text in (*row.pos, *row.neg)]
-        lengths = [len(ids) for ids, _ in tokenizer.encode_pairs(pairs, 1_000_000)]
-        return in_order(
-            [
-                *check_steps(steps, rows=len(rows), batch_size=config.batch_size),
-                *check_negatives(rows, config),
-                *check_duplicates(rows),
-                *check_leak(rows, self.sets[DEV].questions),
-                *check_truncated(lengths, config.max_tokens, key="max_tokens", zh="查询与片段", en="pairs"),
-                *check_vocabulary(tokenizer, [row.query for row in sample] + [row.pos[0] for row in sample]),
-                *check_learning_rate(config.learning_rate, "full"),
-                *check_precision(config.precision, device=hardware.kind, has_bf16=hardware.has_bf16),
-            ]
+        """Rows, texts, settings, memory."""
+        return examine(
+            self.config,
+            self.rows,
+            self.sets[DEV].questions,
+            self.directory,
+            Hardware.of(self._device, 1),
+            steps=schedule_of(self.config, len(self.rows)).steps,
         )
 
     def measure(self, tuned: Path | None, *, fused: bool) -> Measured:

@@ -91,14 +91,17 @@ def test_a_run_without_a_step_is_an_error_and_a_short_one_a_warning() -> None:
 
 def test_a_forecast_above_what_is_there_is_an_error_with_its_parts() -> None:
     forecast = Forecast(weights=2 * 10**9, gradients=10**9, optimizer=10**9, activations=5 * 10**8)  # 5 GB in all
-    assert check_memory(forecast, 10 * 10**9) == []
-    assert severities(check_memory(forecast, 55 * 10**8)) == ["warning"]
-    (finding,) = check_memory(forecast, 4 * 10**9)
+    ways_out = ["max_tokens", "method=qlora"]
+    assert check_memory(forecast, 10 * 10**9, ways_out) == []
+    assert severities(check_memory(forecast, 55 * 10**8, ways_out)) == ["warning"]
+    (finding,) = check_memory(forecast, 4 * 10**9, ways_out)
     assert finding.severity == "error"
     assert "5.0 GB" in finding.zh
     assert "优化器 1.0 GB" in finding.zh
     assert "4.0 GB" in finding.zh
-    assert check_memory(forecast, None) == []
+    assert "max_tokens、method=qlora" in finding.zh
+    assert "lower or set max_tokens, method=qlora" in finding.en
+    assert check_memory(forecast, None, ways_out) == []
 
 
 def test_rows_without_a_label_are_counted() -> None:

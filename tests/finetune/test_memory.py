@@ -109,6 +109,13 @@ def test_available_memory_is_the_least_that_anything_allows(tmp_path: Path) -> N
     assert (available_memory("cpu") or 1) > 0
 
 
+def test_processes_that_train_together_share_the_machines_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.memory._machine", lambda _: [8_000])
+    monkeypatch.setattr("finetune.memory._control_group", lambda _: [])
+    assert available_memory("cpu") == 8_000
+    assert available_memory("cpu", processes=4) == 2_000
+
+
 def test_sizes_are_written_as_one_reads_them() -> None:
     assert gigabytes(1_530_000_000) == "1.5 GB"
     assert gigabytes(30_400_000) == "30 MB"

@@ -20,10 +20,12 @@ from finetune.bge.checks import (
     check_lengths,
     check_negatives,
     check_processes,
+    check_prompts,
     check_vocabulary,
     examine,
     memory_forecast,
     sampled,
+    ways_out,
 )
 from finetune.bge.config import BgeTrainingConfig
 from finetune.data.rows import RetrievalRow
@@ -102,6 +104,15 @@ def test_a_dev_answer_that_is_only_a_negative_of_training_is_no_leak() -> None:
 def test_a_leak_of_one_question_in_two_hundred_is_a_warning() -> None:
     rows = [RetrievalRow(query=f"新的问题{number}", pos=(f"新的片段{number}",)) for number in range(199)]
     assert found(check_leak([ROW], from_rows("dev", [*rows, ROW]))) == [("dev_leak", "warning")]
+
+
+def test_a_prompt_of_a_row_that_is_never_served_is_named() -> None:
+    own = replace(ROW, prompt="查询：", file="train.jsonl", line=3)
+    (finding,) = check_prompts([ROW, own], "为这个句子生成表示：")
+    assert (finding.name, finding.severity) == ("row_prompts", "warning")
+    assert "1 of 2 rows" in finding.en
+    assert "'查询：' in train.jsonl:3" in finding.en
+    assert check_prompts([ROW, own], "查询：") == []
 
 
 # --- texts
@@ -194,6 +205,11 @@ def test_a_sound_run_has_no_finding_and_errors_stand_first(tiny_model: Path) -> 
     bad = config(learning_rate=1e-3, precision="fp16")
     findings = examine(bad, [ROW], from_rows("dev", [ROW]), directory, hardware, steps=20, parameters=parameters)
     assert found(findings) == [("dev_leak", "error"), ("precision", "error"), ("learning_rate", "warning")]
+
+
+def test_the_ways_out_of_too_little_memory_are_settings_that_this_run_does_not_have_yet() -> None:
+    assert ways_out(config()) == ["micro_batch_tokens", "graph_tokens", "gradient_checkpointing=true", "method=lora"]
+    assert ways_out(config(method="lora", gradient_checkpointing=True)) == ["micro_batch_tokens", "graph_tokens"]
 
 
 def test_a_model_too_large_for_the_memory_is_found(tmp_path: Path) -> None:

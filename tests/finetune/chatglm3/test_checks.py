@@ -10,19 +10,24 @@ from typing import Any
 
 import pytest
 
+from chains.chatglm3.prompt import ChatGLM3Tokenizer
 from finetune.chatglm3.checks import (
+    Hardware,
     ModelSizes,
     check_answer_memory,
     check_four_bit_sizes,
     check_leak,
     check_lengths,
     examine,
+    longest_prompt,
     memory_of,
+    ways_out,
     weights_bytes,
 )
 from finetune.chatglm3.config import ChatGlm3TrainingConfig
 from finetune.chatglm3.data import Example
 from finetune.data.rows import GenerationRow
+from finetune.doctor import Finding
 
 SIZES_6B = {
     "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 28, "vocab_size": 65024,
@@ -62,13 +67,38 @@ def test_the_adapter_of_6b_at_rank_16_by_hand(six_b: ModelSizes) -> None:
 
 
 def test_6b_at_2048_tokens_fits_12_gb(six_b: ModelSizes) -> None:
-    forecast = memory_of(config(optimizer="paged_adamw_8bit"), six_b, number_bytes=2)
+    forecast = memory_of(config(optimizer="paged_adamw_8bit"), six_b, device="cuda:0", number_bytes=2)
     assert 4e9 < forecast.total < 12e9
 
 
+def test_the_optimizer_chosen_by_itself_is_counted_as_what_it_becomes(six_b: ModelSizes) -> None:
+    """Two moments of a byte each in 8 bits, of four bytes each in float32."""
+    trained = six_b.adapter(16, config().lora.targets)
+    assert memory_of(config(), six_b, device="cuda:0", number_bytes=2).optimizer == 2 * trained
+    assert memory_of(config(), six_b, device="cpu", number_bytes=4).optimizer == 8 * trained
+    full = config(method="full")
+    assert memory_of(full, six_b, device="cuda:0", number_bytes=2).total < 80e9
+
+
 def test_full_weights_of_6b_take_most_of_80_gb(six_b: ModelSizes) -> None:
-    forecast = memory_of(config(method="full", optimizer="paged_adamw_8bit"), six_b, number_bytes=2)
+    full = config(method="full", optimizer="paged_adamw_8bit")
+    forecast = memory_of(full, six_b, device="cuda:0", number_bytes=2)
     assert 60e9 < forecast.total < 80e9
+    # float32, and under autocast the 16-bit copy that the forward pass computes with
+    assert forecast.weights == 6 * six_b.count()
+    assert memory_of(full, six_b, device="cuda:0", number_bytes=4).weights == 4 * six_b.count()
+
+
+def test_the_ways_out_of_too_little_memory_are_settings_that_this_run_does_not_have_yet() -> None:
+    full = config(method="full", optimizer="adamw", gradient_checkpointing=False)
+    assert ways_out(full, "cuda:0") == [
+        "max_tokens", "gradient_checkpointing=true", "optimizer=paged_adamw_8bit", "method=lora", "method=qlora",
+    ]  # fmt: skip
+    assert ways_out(config(method="lora"), "cpu") == ["max_tokens", "method=qlora"]
+    assert ways_out(config(micro_batch_tokens=8192), "cuda:0") == ["micro_batch_tokens"]
+    for settings in (full, config()):  # each is a setting of this config
+        for way in ways_out(settings, "cuda:0"):
+            assert way.split("=")[0] in ChatGlm3TrainingConfig.model_fields
 
 
 def test_sizes_that_do_not_suit_4_bits_are_named(tmp_path: Path) -> None:
@@ -81,17 +111,35 @@ def test_sizes_that_do_not_suit_4_bits_are_named(tmp_path: Path) -> None:
 
 def test_answers_that_will_not_fit_are_forecast(six_b: ModelSizes) -> None:
     settings = config(evaluation={"dev": ["d"], "concurrency": 16, "max_new_tokens": 256})
+
+    def found(memory: int | None, prompt_tokens: int = 2_048) -> list[Finding]:
+        return check_answer_memory(settings, six_b, Hardware("cuda:0", 2, memory), prompt_tokens=prompt_tokens)
+
     # 28 KiB a token (2 x 28 layers x 2 groups x 128 x 2 bytes), 16 answers of 2,304 tokens, twice: 2.1 GB
     assert six_b.cache_values * 2 == 28 * 1024
-    assert check_answer_memory(settings, six_b, 12_000_000_000, number_bytes=2) == []
-    (finding,) = check_answer_memory(settings, six_b, 6_000_000_000, number_bytes=2)
+    assert found(12_000_000_000) == []
+    (finding,) = found(6_000_000_000)
     assert (finding.name, finding.severity) == ("evaluation_memory", "error")
     assert "2.1 GB" in finding.en
-    assert check_answer_memory(settings, six_b, None, number_bytes=2) == []
+    assert found(None) == []
+    # prompts may be longer than what is trained on: 16 x 8,192 tokens take 7.5 GB and 256 more each 0.2 GB
+    (finding,) = found(12_000_000_000, prompt_tokens=8_192)
+    assert "cache 7.8 GB" in finding.en
+
+
+def test_the_longest_prompt_has_all_references_and_ends_at_the_context(tiny: Path) -> None:
+    tokenizer = ChatGLM3Tokenizer.from_directory(tiny)
+    short, long = replace(ROW, references=("甲是乙。",)), replace(ROW, references=("甲是乙。",) * 30)
+    counts = [longest_prompt([row], tokenizer, context=8_192, language="zh") for row in (short, long)]
+    assert counts[1] > counts[0] + 29 * 4
+    assert longest_prompt([long, short], tokenizer, context=8_192, language="zh") == counts[1]
+    assert longest_prompt([long], tokenizer, context=100, language="zh") == 100
+    assert longest_prompt([], tokenizer, context=100, language="zh") == 0
 
 
 def test_masked_labels_stop_a_run(six_b: ModelSizes) -> None:
-    found = examine(config(), [example(learned=0)] * 20, [], six_b, device="cpu", number_bytes=4, steps=20)
+    hardware = Hardware("cpu", 4, None)
+    found = examine(config(), [example(learned=0)] * 20, [], six_b, hardware=hardware, steps=20, prompt_tokens=10)
     assert ("no_labels", "error") in [(finding.name, finding.severity) for finding in found]
 
 
@@ -105,8 +153,25 @@ def test_rows_that_lost_a_cited_reference_are_a_warning() -> None:
 
 
 def test_dev_rows_that_are_trained_on_are_named() -> None:
-    other = replace(ROW, question="丙？", file="dev.jsonl", line=9)
+    other = replace(ROW, question="丙？", references=("丙是丁。",), file="dev.jsonl", line=9)
     assert check_leak([ROW], [other]) == []
     (finding,) = check_leak([ROW], [replace(ROW, file="dev.jsonl", line=8), other])
     assert finding.severity == "error"
     assert "dev.jsonl:8" in finding.en
+
+
+def test_a_dev_row_whose_references_are_numbered_anew_is_a_leak_all_the_same() -> None:
+    numbered = replace(ROW, question="甲是 什么？", references=("丙是丁。", "甲是乙。"), answer="乙。[2]", line=7)
+    trained = replace(ROW, question="它呢？", standalone="甲是什么？", references=("丙是丁。",), answer="乙。")
+    (finding,) = check_leak([trained], [numbered])
+    assert "train.jsonl:7" in finding.en
+    other = replace(trained, standalone="丙是什么？")
+    assert check_leak([other], [numbered]) == []  # another question; what both show, only one cites
+
+
+def test_a_reference_that_is_cited_in_training_and_in_dev_is_a_leak_whatever_is_asked() -> None:
+    asked_anew = replace(ROW, question="乙是谁？", references=("丙是丁。", "甲是乙。"), answer="甲。【2】")
+    assert [finding.name for finding in check_leak([ROW], [asked_anew])] == ["dev_leak"]
+    beside = replace(asked_anew, answer="丁。[1]")  # the trained reference stands beside it uncited
+    assert check_leak([ROW], [beside]) == []
+    assert check_leak([ROW], [replace(ROW, answer="没有答案。[1]", refuse=True)]) == []
