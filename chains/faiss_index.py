@@ -32,9 +32,6 @@ _LEAST_TRAINED = 1_000
 _DEAD_AT_ONCE = 64
 _COMPACTED_AT_ONCE = 5_000  # positions, up to which the files are written anew in milliseconds when one dies
 _GRAPH_REBUILT_UP_TO = 200_000  # a graph cannot give up a point, only be built without it; so many take minutes
-# Up to so many vectors a query is searched by one thread: a second one gains little, and on a busy machine the two
-# wait for each other (20 ms with one, 44 ms with two, measured under load).
-_ONE_THREAD_UP_TO = 200_000
 _DEAD_SHARE = 0.2  # of the positions, from which on the next search waits until they are taken out
 _GPU_TIMES = 50  # as many vectors are searched exactly where a GPU does it: 2 GB of its memory
 _CANDIDATES = 600  # rescored by the second stage of `pq`; recall@10 .99 on 118k, .98 on 1M lexical vectors
@@ -107,7 +104,9 @@ class FaissIndex:
             if k <= 0 or self._index is None:
                 return []
             query = vector.reshape(1, -1)
-            with _omp_threads(1 if len(self._ids) <= _ONE_THREAD_UP_TO else self._threads):
+            # FAISS shares queries out among threads, never one query (1.15): a second thread would only wait for the
+            # first, spinning on the processor that BM25 works on
+            with _omp_threads(1):
                 found = self._search_alive(query, k) if allowed is None else self._search_allowed(query, k, allowed)
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:k]
 

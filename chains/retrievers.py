@@ -214,6 +214,8 @@ class HybridRetriever(ChunkRetriever):
         # both engines work outside Python's lock; one of the two threads is this one
         nearest_coming = _second_thread(os.getpid()).submit(self._nearest, vector, fetch, read)
         lexical = self.fulltext.search(query, fetch, self._allowed())
+        if not nearest_coming.done():  # a big index: the other half of what is looked at again is read meanwhile
+            read.chunks(i for i, _ in lexical[: self.rescore // 2])
         weights = self._weights(query, lexical, read)
         nearest = nearest_coming.result()
         if self.fusion == "rrf":
