@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,8 @@ class SetConfig(Config):
 class EvaluationConfig(JudgingConfig):
     """What a model is judged on, before, during and after its training."""
 
+    choosing: ClassVar[frozenset[str]] = JudgingConfig.choosing | {"interval_passages", "interval_questions"}
+
     metric: Metric = Field(default="ndcg@10", description="what the best checkpoint and the gate go by")
     dev: SetConfig | None = Field(default=None, description="the set that a run must gain on; disjoint from training")
     extra: dict[str, SetConfig] = Field(
@@ -71,7 +73,6 @@ class EvaluationConfig(JudgingConfig):
     interval_passages: int = Field(default=2_000, ge=10, description="passages of the dev pool while training")
     interval_questions: int = Field(default=500, ge=1, description="questions of the dev set while training")
     fused: bool = Field(default=True, description="measure dev together with lexical search, too, as it is served")
-    seed: int = Field(default=0, description="of what is sampled for an evaluation and of its intervals")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,14 @@ class RetrievalSet:
     """ids of the answering passages, for each question"""
     passages: tuple[Passage, ...]
 
+    def part(self, numbers: Sequence[int]) -> RetrievalSet:
+        """Some of the questions, over the same passages."""
+        return replace(
+            self,
+            questions=tuple(self.questions[number] for number in numbers),
+            gold=tuple(self.gold[number] for number in numbers),
+        )
+
     def sampled(self, *, max_questions: int, max_passages: int, seed: int) -> RetrievalSet:
         """At most that many questions, and their gold passages with others drawn to fill up the pool.
 
@@ -116,12 +125,8 @@ class RetrievalSet:
         wanted = {identifier for number in numbers for identifier in self.gold[number]}
         others = [passage.id for passage in self.passages if passage.id not in wanted]
         wanted.update(draw.sample(others, min(len(others), max(0, max_passages - len(wanted)))))
-        return replace(
-            self,
-            questions=tuple(self.questions[number] for number in numbers),
-            gold=tuple(self.gold[number] for number in numbers),
-            passages=tuple(passage for passage in self.passages if passage.id in wanted),
-        )
+        passages = tuple(passage for passage in self.passages if passage.id in wanted)
+        return replace(self.part(numbers), passages=passages)
 
 
 def read_set(name: str, config: SetConfig) -> RetrievalSet:
@@ -229,6 +234,11 @@ class Scores:
     def questions(self) -> int:
         """How many questions were asked."""
         return len(next(iter(self.by_metric.values())))
+
+    def part(self, numbers: Sequence[int]) -> Scores:
+        """Those of some of the questions."""
+        values = {name: tuple(found[number] for number in numbers) for name, found in self.by_metric.items()}
+        return Scores(values, self.passages)
 
     def mean(self, metric: str) -> float:
         """Mean over the questions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,13 @@ class Measured:
     def values(self, metric: str) -> dict[str, tuple[float, ...]]:
         """One metric per question, by set: what the gate decides on."""
         return {name: scores.by_metric[metric] for name, scores in self.sets.items()}
+
+    def on_dev(self, numbers: Sequence[int]) -> Measured:
+        """The same, of dev only some of the questions."""
+        fused = None
+        if self.fused is not None:
+            fused = FusedScores(self.fused.lexical.part(numbers), self.fused.fused.part(numbers))
+        return Measured({**self.sets, DEV: self.sets[DEV].part(numbers)}, fused)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, of which `from_dict` makes the same again."""

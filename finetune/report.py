@@ -258,6 +258,7 @@ def page(report: RunReport) -> str:
         f"**结论 / verdict：{promoted}**",
         "",
         *(f"- {'✓' if reason.passed else '✗'} {reason.zh}  \n  *{reason.en}*" for reason in report.verdict.reasons),
+        *([] if (parts := report.verdict.parts) is None else [f"- {parts.zh}  \n  *{parts.en}*"]),
         "",
         "## 效果 / Effect",
         "",

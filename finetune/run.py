@@ -23,7 +23,7 @@ from finetune.data.rows import GenerationRow, RetrievalRow
 from finetune.distributed import Processes
 from finetune.doctor import Finding, Monitor, settle
 from finetune.evaluation import Scores
-from finetune.gate import DEV, Verdict, decide, forgets
+from finetune.gate import DEV, DevParts, Verdict, decide, dev_parts, forgets
 from finetune.measurement import Measured
 from finetune.report import Blend, DataFile, FusedReport, RunReport, SetReport, file_of, read_manifest, write_report
 from finetune.stages import Stages
@@ -138,6 +138,10 @@ class Task(ABC):
         """Scores of the sets without any model, by set, where there is an order before it; none otherwise."""
         return {}
 
+    def dev_parts(self, questions: int) -> DevParts:
+        """Which of so many questions of dev choose the weights, and which judge them."""
+        return dev_parts(questions, seed=self.config.evaluation.seed)
+
     def whole(self) -> dict[str, Any]:
         """What decides everything."""
         gate, metric = self.config.gate.model_dump(mode="json"), self.config.evaluation.metric
@@ -213,10 +217,13 @@ def run(task: Task) -> Outcome:
     stages = Stages(task.output)
     _set_aside(task, stages)
     before = _measured(task, stages, "before", None)
+    parts = task.dev_parts(before.sets[DEV].questions)
     trained = _trained(task, stages, findings)
-    model, after, blend = _after(task, stages, before)
+    model, after, blend = _after(task, stages, before, parts)
     metric = task.config.evaluation.metric
+    before, after = before.on_dev(parts.judging), after.on_dev(parts.judging)
     verdict = decide(before.values(metric), after.values(metric), task.config.gate, metric=metric)
+    verdict = replace(verdict, parts=parts)
     write_report(model, _report(task, model, verdict, (before, after), trained, blend), run=task.whole())
     manifest = read_manifest(model)
     assert manifest is not None, "it was just written"
@@ -288,8 +295,11 @@ def _kept(task: Task, stages: Stages) -> Trained | None:
     return None if saved is None or not (task.output / CANDIDATE).is_dir() else Trained(**saved)
 
 
-def _after(task: Task, stages: Stages, before: Measured) -> tuple[Path, Measured, Blend | None]:
-    """(directory, its scores, mixtures tried): the candidate, or the best mixture where it forgets too much."""
+def _after(task: Task, stages: Stages, before: Measured, parts: DevParts) -> tuple[Path, Measured, Blend | None]:
+    """(directory, its scores, mixtures tried): the candidate, or the best mixture where it forgets too much.
+
+    What is best is decided on the part of dev that chooses.
+    """
     metric = task.config.evaluation.metric
     candidate, mixture = task.output / CANDIDATE, task.output / MIXTURE
     after = _measured(task, stages, "after", candidate)
@@ -299,9 +309,9 @@ def _after(task: Task, stages: Stages, before: Measured) -> tuple[Path, Measured
     def values(share: float) -> Mapping[str, Sequence[float]]:
         task.tell(f"出现遗忘，尝试混合比例 {share:g} / forgetting shows, trying a mixture of {share:g}")
         task.mix(share, mixture)
-        return task.measure(mixture, fused=False).values(metric)
+        return task.measure(mixture, fused=False).on_dev(parts.choosing).values(metric)
 
-    tried = sweep(values, before.values(metric), task.config.gate, metric=metric)
+    tried = sweep(values, before.on_dev(parts.choosing).values(metric), task.config.gate, metric=metric)
     shutil.rmtree(mixture, ignore_errors=True)
     chosen = best(tried)
     figures = tuple((found.share, round(found.dev, 4), found.verdict.promoted) for found in tried)
@@ -320,7 +330,9 @@ def _report(
     blend: Blend | None,
 ) -> RunReport:
     before, after = measured
-    fused = None
+    fused, found = None, task.found()
+    if found and verdict.parts is not None:
+        found = Measured(found).on_dev(verdict.parts.judging).sets
     if before.fused is not None and after.fused is not None:
         fused = FusedReport(before.fused, after.fused)
     return RunReport(
@@ -346,7 +358,7 @@ def _report(
         scores=[(step, score) for step, score in trained.scores],
         findings=[Finding(**finding) for finding in trained.findings],
         fused=fused,
-        found=task.found(),
+        found=found,
         blend=blend,
     )
 

@@ -26,6 +26,9 @@ WeightDecay = Annotated[float, Field(ge=0, description="of matrices; biases and 
 class JudgingConfig(Config):
     """When a model is judged while it is trained, and by what."""
 
+    choosing: ClassVar[frozenset[str]] = frozenset({"metric", "every_steps", "patience", "seed"})
+    """settings that decide which of a run's weights become the candidate; its questions count by themselves"""
+
     metric: str = Field(description="what the best checkpoint and the gate go by")
     every_steps: int | None = Field(
         default=None, ge=1, description="optimizer steps between evaluations; null: ten in the whole run"
@@ -33,6 +36,7 @@ class JudgingConfig(Config):
     patience: int | None = Field(
         default=None, ge=1, description="evaluations without a new best before the run stops; null: never stops early"
     )
+    seed: int = Field(default=0, description="of what an evaluation samples, and of the part of dev that chooses")
 
 
 class TrainingConfig(Config):
@@ -77,5 +81,7 @@ class TrainingConfig(Config):
         return cls.from_dict(apply_overrides(data, overrides), where=where)
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide what the weights become, as JSON values."""
-        return self.model_dump(mode="json", exclude=set(self.free))
+        """The settings that decide the weights, as JSON values: those of the steps, and of the choice among them."""
+        chosen = self.evaluation.model_dump(mode="json", include=set(self.evaluation.choosing))
+        choice = {f"evaluation.{name}": value for name, value in sorted(chosen.items())}
+        return {**self.model_dump(mode="json", exclude=set(self.free)), **choice}

@@ -144,6 +144,7 @@ class TrainingLoop(Generic[_Batch, _Served]):
         evaluate: Callable[[_Served], float] | None = None,
         observe: Observe | None = None,
         monitor: Monitor | None = None,
+        dev: str | None = None,
     ) -> None:
         """A run that has not begun.
 
@@ -155,6 +156,7 @@ class TrainingLoop(Generic[_Batch, _Served]):
                 step, every `evaluation.every_steps` and at the end.
             observe: told of every step and evaluation, in the first process; may raise to end the run.
             monitor: what `observe` watches the run with: its record is kept in the checkpoints.
+            dev: a hash of what `evaluate` asks: scores on other questions do not go on where these have stopped.
         """
         import torch
 
@@ -162,6 +164,7 @@ class TrainingLoop(Generic[_Batch, _Served]):
         self.evaluate, self.observe, self.monitor = evaluate, observe, monitor
         self.trained = learner.trained
         self.scaler = torch.amp.GradScaler(device_kind(learner.device), enabled=learner.numbers.scaled)
+        self.identity = {**learner.identity, "dev": dev}
         self.stopping = EarlyStopping(config.evaluation.patience)
         self.checkpoints = Checkpoints(config.output / CHECKPOINTS)
         self.losses: list[float] = []
@@ -214,7 +217,7 @@ class TrainingLoop(Generic[_Batch, _Served]):
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, or evaluate the model as it is."""
-        checkpoint = self.checkpoints.newest(self.learner.identity)
+        checkpoint = self.checkpoints.newest(self.identity)
         if checkpoint is None:
             self._evaluate()
             return
@@ -293,7 +296,7 @@ class TrainingLoop(Generic[_Batch, _Served]):
         if self.processes.first:
             state = State(
                 step=self.step,
-                run=self.learner.identity,
+                run=self.identity,
                 evaluations=self.stopping.state(),
                 scaler=self.scaler.state_dict(),
                 losses=tuple(self.losses),

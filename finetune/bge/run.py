@@ -70,15 +70,21 @@ class BgeTask(Task):
         self._device, self._processes = choose_device(config.device, processes.local_rank), processes.count
         self._steps = schedule_of(config, len(self.rows), self._processes).steps
         evaluation = config.evaluation
-        self._dev = self.sets[DEV].sampled(
+        dev = self.sets[DEV]
+        self._dev = dev.part(self.dev_parts(len(dev.questions)).choosing).sampled(
             max_questions=evaluation.interval_questions,
             max_passages=evaluation.interval_passages,
             seed=evaluation.seed,
         )
 
     def training(self) -> dict[str, Any]:
-        """Settings, rows and base."""
-        return {**self.config.deciding(), "rows": rows_digest(self.rows), "base": digest(self.base)}
+        """Settings, rows, base and the questions that choose among the weights."""
+        return {
+            **self.config.deciding(),
+            "dev": set_digest(self._dev),
+            "rows": rows_digest(self.rows),
+            "base": digest(self.base),
+        }
 
     def measuring(self) -> dict[str, Any]:
         """The sets."""
@@ -105,12 +111,13 @@ class BgeTask(Task):
         return measure(embeddings, self.sets, fused=fused)
 
     def score(self, embeddings: Embeddings) -> float:
-        """What checkpoints go by: the metric on a smaller dev set."""
+        """What checkpoints go by: the metric on the part of dev that chooses, or on a sample of it."""
         return evaluate_embeddings(embeddings, self._dev).mean(self.config.evaluation.metric)
 
     def train(self, observe: Observe, monitor: Monitor | None) -> TrainingResult:
         """By `finetune.bge.train`."""
-        return train(self.config, self.rows, evaluate=self.score, observe=observe, monitor=monitor)
+        dev = set_digest(self._dev)
+        return train(self.config, self.rows, evaluate=self.score, observe=observe, monitor=monitor, dev=dev)
 
     def mix(self, share: float, target: Path) -> None:
         """The weights, or the adapter scaled."""

@@ -73,6 +73,7 @@ def train(
     evaluate: Callable[[Embeddings], float] | None = None,
     observe: Observe | None = None,
     monitor: Monitor | None = None,
+    dev: str | None = None,
 ) -> TrainingResult:
     """Train and write the candidate to `config.output / "candidate"`; a run that was broken off goes on by itself.
 
@@ -81,7 +82,7 @@ def train(
     Args:
         config: the settings.
         rows: what to train on.
-        evaluate, observe, monitor: as `TrainingLoop` has them; an evaluation sees the embedder that will serve.
+        evaluate, observe, monitor, dev: as `TrainingLoop` has them; an evaluation sees the embedder that will serve.
 
     Raises:
         TrainingError: rows and settings do not fit together; every such row counts, the first are named.
@@ -93,7 +94,7 @@ def train(
     check(config, rows, directory)
     with joined(config.device) as processes:
         learner = _Retriever(config, rows, directory, processes)
-        loop = TrainingLoop(config, learner, processes, evaluate=evaluate, observe=observe, monitor=monitor)
+        loop = TrainingLoop(config, learner, processes, evaluate=evaluate, observe=observe, monitor=monitor, dev=dev)
         return loop.run(lambda target: save_candidate(learner.model, target, directory, config))
 
 

@@ -27,6 +27,8 @@ class ChatGlm3Lora(LoraSettings):
 class GenerationEvaluationConfig(JudgingConfig):
     """What a generator is judged on, before, during and after its training."""
 
+    choosing: ClassVar[frozenset[str]] = JudgingConfig.choosing | {"interval_rows", "max_new_tokens"}
+
     metric: GenerationMetric = Field(default="char_f1", description="what the best checkpoint and the gate go by")
     dev: list[Path] = Field(
         default_factory=list, description="generation rows that a run must gain on; of other documents than training's"
@@ -38,7 +40,6 @@ class GenerationEvaluationConfig(JudgingConfig):
     interval_rows: int = Field(default=50, ge=1, description="rows of dev while training")
     max_new_tokens: int = Field(default=256, ge=1, description="tokens of an answer, at most")
     concurrency: int = Field(default=8, ge=1, description="answers generated at a time")
-    seed: int = Field(default=0, description="of what is sampled for an evaluation")
 
 
 class ChatGlm3TrainingConfig(TrainingConfig):

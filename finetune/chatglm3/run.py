@@ -91,20 +91,31 @@ class GenerationTask(Task):
             self.rows, self._tokenizer, max_tokens=config.max_tokens, language=config.language
         )
         self._steps = schedule_of(config, len(self.examples)).steps
-        self._dev = sampled_rows(self.sets[DEV], config.evaluation.interval_rows, seed=config.evaluation.seed)
+        dev = self.sets[DEV]
+        choosing = [dev[number] for number in self.dev_parts(len(dev)).choosing]
+        self._dev = sampled_rows(choosing, config.evaluation.interval_rows, seed=config.evaluation.seed)
         processes = processes or Processes()
         self._device, self._dtype = device_and_dtype(config, processes.local_rank)
         self._processes = processes.count
 
     def training(self) -> dict[str, Any]:
-        """Settings, rows and base."""
-        return {**self.config.deciding(), "rows": examples_digest(self.examples), "base": digest(self.base)}
+        """Settings, rows, base and the questions that choose among the weights."""
+        return {
+            **self.config.deciding(),
+            "dev": _digest(self._dev),
+            "rows": examples_digest(self.examples),
+            "base": digest(self.base),
+        }
 
     def measuring(self) -> dict[str, Any]:
-        """The sets, the prompt's language and how much is answered."""
-        sets = {name: _digest(rows) for name, rows in self.sets.items()}
-        evaluation = self.config.evaluation
-        return {"sets": sets, "language": self.config.language, "max_new_tokens": evaluation.max_new_tokens}
+        """The sets, the prompt's language, how much is answered, and in what numbers."""
+        return {
+            "sets": {name: _digest(rows) for name, rows in self.sets.items()},
+            "language": self.config.language,
+            "max_new_tokens": self.config.evaluation.max_new_tokens,
+            "quantization": serving_quantization(self.config),
+            "dtype": str(self._dtype).removeprefix("torch."),
+        }
 
     def examine(self) -> list[Finding]:
         """Labels, lengths, leaks, sizes and memory."""
@@ -141,7 +152,7 @@ class GenerationTask(Task):
         return Measured(scores)
 
     def score(self, model: Any) -> float:
-        """What checkpoints go by: the metric on a part of dev, of the model that is being trained."""
+        """What checkpoints go by: the metric on the part of dev that chooses, of the model that is being trained."""
         chat = ChatGLM3.from_model(model, self.base, **self._answering)
         language, evaluation = self.config.language, self.config.evaluation
         scores = evaluate_rows(chat, self._dev, language=language, concurrency=evaluation.concurrency)
@@ -149,7 +160,10 @@ class GenerationTask(Task):
 
     def train(self, observe: Observe, monitor: Monitor | None) -> TrainingResult:
         """By `finetune.chatglm3.train`."""
-        result = train(self.config, self.examples, self.base, evaluate=self.score, observe=observe, monitor=monitor)
+        dev = _digest(self._dev)
+        result = train(
+            self.config, self.examples, self.base, evaluate=self.score, observe=observe, monitor=monitor, dev=dev
+        )
         _make_room()
         return result
 

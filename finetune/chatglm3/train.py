@@ -51,6 +51,7 @@ def train(
     evaluate: Callable[[Any], float] | None = None,
     observe: Observe | None = None,
     monitor: Monitor | None = None,
+    dev: str | None = None,
 ) -> TrainingResult:
     """Train and write the candidate to `config.output / "candidate"`; a run that was broken off goes on by itself.
 
@@ -60,7 +61,7 @@ def train(
         config: the settings.
         examples: what to train on, none longer than `config.max_tokens`.
         directory: the native directory of `config.model`.
-        evaluate, observe, monitor: as `TrainingLoop` has them; an evaluation sees the model in evaluation mode.
+        evaluate, observe, monitor, dev: as `TrainingLoop` has them; an evaluation sees the model in evaluation mode.
 
     Raises:
         TrainingError: there is nothing to train on.
@@ -70,7 +71,7 @@ def train(
         raise TrainingError("没有训练数据", "there is nothing to train on")
     with joined(config.device) as processes:
         learner = _Generator(config, examples, directory, processes)
-        loop = TrainingLoop(config, learner, processes, evaluate=evaluate, observe=observe, monitor=monitor)
+        loop = TrainingLoop(config, learner, processes, evaluate=evaluate, observe=observe, monitor=monitor, dev=dev)
         return loop.run(lambda target: save_candidate(learner.model, target, directory, config))
 
 

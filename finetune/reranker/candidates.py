@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from finetune.data.rows import read_retrieval_rows
 from finetune.evaluation import RetrievalSet, Scores, SetConfig, from_rows, read_set, score_rankings
+from finetune.measurement import set_digest
 from loaders.errors import RagProjError
 
 Score = Callable[[Sequence[tuple[str, str]]], npt.NDArray[np.float32]]
@@ -30,6 +31,16 @@ class CandidateSet:
     questions: RetrievalSet
     candidates: tuple[tuple[str, ...], ...]
     """ids, in the order they were found in; a row's own, which nothing found, in one that says nothing"""
+
+    @property
+    def digest(self) -> str:
+        """A hash of questions, passages and candidates, 16 hex digits."""
+        content = f"{set_digest(self.questions)} {self.candidates!r}"
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def part(self, numbers: Sequence[int]) -> CandidateSet:
+        """Some of the questions with their candidates."""
+        return CandidateSet(self.questions.part(numbers), tuple(self.candidates[number] for number in numbers))
 
     def sampled(self, *, max_questions: int, max_passages: int, seed: int) -> CandidateSet:
         """At most that many questions with their candidates; the pool is not searched any more."""

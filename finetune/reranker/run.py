@@ -15,7 +15,7 @@ from finetune.data.rows import RetrievalRow, read_retrieval_rows
 from finetune.doctor import Finding, Monitor
 from finetune.evaluation import Scores
 from finetune.gate import DEV
-from finetune.measurement import Measured, set_digest
+from finetune.measurement import Measured
 from finetune.precision import choose_device
 from finetune.reranker.candidates import CandidateSet, evaluate_found, evaluate_reranker, read_candidates
 from finetune.reranker.checks import examine
@@ -79,16 +79,22 @@ class RerankerTask(Task):
         }
         self.sets: dict[str, CandidateSet] = {name: found for name, (found, _) in read.items()}
         self.sampled = {name: drawn for name, (_, drawn) in read.items()}
-        self._dev = self.sets[DEV].sampled(max_questions=evaluation.interval_questions, **limits)
+        dev = self.sets[DEV]
+        choosing = dev.part(self.dev_parts(len(dev.candidates)).choosing)
+        self._dev = choosing.sampled(max_questions=evaluation.interval_questions, **limits)
 
     def training(self) -> dict[str, Any]:
-        """Settings, rows and base."""
-        return {**self.config.deciding(), "rows": rows_digest(self.rows), "base": digest(self.base)}
+        """Settings, rows, base and the questions that choose among the weights."""
+        return {
+            **self.config.deciding(),
+            "dev": self._dev.digest,
+            "rows": rows_digest(self.rows),
+            "base": digest(self.base),
+        }
 
     def measuring(self) -> dict[str, Any]:
-        """The sets and how many candidates are put in order."""
-        sets = {name: set_digest(found.questions) for name, found in self.sets.items()}
-        return {"sets": sets, "candidates": self.config.candidates}
+        """The sets with their candidates, and where pairs are cut."""
+        return {"sets": {name: found.digest for name, found in self.sets.items()}, "max_tokens": self.config.max_tokens}
 
     def examine(self) -> list[Finding]:
         """Rows, texts, settings, memory."""
@@ -123,7 +129,8 @@ class RerankerTask(Task):
         def score(scorer: PairScorer) -> float:
             return evaluate_reranker(scorer.score, self._dev).mean(self.config.evaluation.metric)
 
-        return train(self.config, self.rows, self.directory, evaluate=score, observe=observe, monitor=monitor)
+        dev = self._dev.digest
+        return train(self.config, self.rows, self.directory, evaluate=score, observe=observe, monitor=monitor, dev=dev)
 
     def mix(self, share: float, target: Path) -> None:
         """The weights of both, with the head that the base was given where it has none."""

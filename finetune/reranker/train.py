@@ -53,6 +53,7 @@ def train(
     evaluate: Callable[[PairScorer], float] | None = None,
     observe: Observe | None = None,
     monitor: Monitor | None = None,
+    dev: str | None = None,
 ) -> TrainingResult:
     """Train and write the candidate to `config.output / "candidate"`; a run that was broken off goes on by itself.
 
@@ -62,13 +63,13 @@ def train(
         config: the settings.
         rows: what to train on; each has negatives.
         directory: of the model it starts from.
-        evaluate, observe, monitor: as `TrainingLoop` has them.
+        evaluate, observe, monitor, dev: as `TrainingLoop` has them.
 
     Raises:
         CheckpointError: the output holds checkpoints of a run with other settings.
     """
     learner = _Reranker(config, rows, directory)
-    loop = TrainingLoop(config, learner, Processes(), evaluate=evaluate, observe=observe, monitor=monitor)
+    loop = TrainingLoop(config, learner, Processes(), evaluate=evaluate, observe=observe, monitor=monitor, dev=dev)
     return loop.run(lambda target: save_cross_encoder(learner.model, target, directory, max_tokens=config.max_tokens))
 
 

@@ -23,7 +23,10 @@ from loaders.errors import ConfigError, UsageError
 
 
 class GivenTask(Task):
-    """Of a hundred questions, how many are right on each set is given for the share of the tuned weights."""
+    """Of a hundred questions, how many are right on each set is given for the share of the tuned weights.
+
+    `times` says how often the hundred are asked.
+    """
 
     kind = "bge"
 
@@ -40,6 +43,7 @@ class GivenTask(Task):
         self.sampled = dict.fromkeys(right, False)
         self.findings: list[Finding] = settings.pop("findings", [])
         self.losses: list[float] = settings.pop("losses", [2.0, 1.0])
+        self.times: int = settings.pop("times", 1)
         self.done: list[str] = []
         self.config = BgeTrainingConfig(model="base", output=folder / "run", train=[file], **settings)
 
@@ -57,7 +61,7 @@ class GivenTask(Task):
         self.done.append(f"measure {share:g}")
         sets = {}
         for name, right in self.right.items():
-            values = (1.0,) * right[share] + (0.0,) * (100 - right[share])
+            values = ((1.0,) * right[share] + (0.0,) * (100 - right[share])) * self.times
             sets[name] = Scores(dict.fromkeys(METRICS, values), passages=100)
         return Measured(sets)
 
@@ -188,6 +192,36 @@ def test_where_it_forgets_the_best_mixture_that_passes_is_promoted(tmp_path: Pat
     assert outcome.manifest["metrics"]["news"]["ndcg@10"]["after"] == 0.89
     assert "与底座权重混合" in (outcome.model / "report.md").read_text(encoding="utf-8")
     assert (task.output / CANDIDATE).is_dir()  # as it was trained
+
+
+def test_a_large_dev_is_judged_on_the_questions_that_chose_nothing(tmp_path: Path) -> None:
+    outcome = run(GivenTask(tmp_path, FORGETS, times=5))
+    assert outcome.manifest["blend"]["share"] == 0.6
+    dev = outcome.manifest["metrics"]["dev"]
+    assert dev["questions"] == 250
+    assert outcome.manifest["metrics"]["news"]["questions"] == 500
+    # of each half about 40 % and 60 %, as of the whole; the other half's mean is that of what chose
+    chosen = {share: mean for share, mean, _ in outcome.manifest["blend"]["tried"]}[0.6]
+    assert (dev["ndcg@10"]["after"] + chosen) / 2 == pytest.approx(0.6, abs=1e-4)
+    assert "250 other questions of dev" in outcome.manifest["verdict"]["en"]
+    assert "另外 250 个问题挑选" in (outcome.model / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_order_before_a_reranker_is_compared_on_the_same_questions(tmp_path: Path) -> None:
+    class Ordering(GivenTask):
+        def found(self) -> dict[str, Scores]:
+            return dict(self.measure(None, fused=False).sets)
+
+    outcome = run(Ordering(tmp_path, GAINS, times=5))
+    figures = outcome.manifest["against_found"]["dev"]["ndcg@10"]
+    assert figures["after"] == outcome.manifest["metrics"]["dev"]["ndcg@10"]["after"]
+    assert figures["before"] == outcome.manifest["metrics"]["dev"]["ndcg@10"]["before"]
+
+
+def test_a_small_dev_that_chose_and_judged_is_told_with_the_verdict(tmp_path: Path) -> None:
+    outcome = run(GivenTask(tmp_path, GAINS))
+    assert "dev 只有 100 个问题" in outcome.manifest["verdict"]["zh"]
+    assert "the interval flatters" in (outcome.model / "report.md").read_text(encoding="utf-8")
 
 
 def test_where_no_mixture_passes_the_candidate_itself_is_refused(tmp_path: Path) -> None:

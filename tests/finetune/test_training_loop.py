@@ -68,7 +68,7 @@ def config(output: Path, **settings: Any) -> SlopeConfig:
 
 def run(output: Path, points: list[float] | None = None, *, scaled: bool = False, **options: Any) -> TrainingResult:
     """A run over these points; keywords of the loop go to the loop, the others into the config."""
-    loop = {key: options.pop(key) for key in ("evaluate", "observe", "monitor") if key in options}
+    loop = {key: options.pop(key) for key in ("evaluate", "observe", "monitor", "dev") if key in options}
     settings = config(output, **options)
     learner = Slope(settings, points or [1.0, 2.0], scaled=scaled)
 
@@ -220,3 +220,24 @@ def test_checkpoints_of_other_settings_are_refused_by_name(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="points"):
         run(tmp_path, [3.0])
     assert run(tmp_path, log_steps=1).steps == 4  # this changes no weight
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"evaluation": EvaluationConfig(metric="mrr@10", patience=2)}, r"evaluation\.metric: 'ndcg@10' -> 'mrr@10'"),
+        ({"evaluation": EvaluationConfig(patience=3)}, r"evaluation\.patience: 2 -> 3"),
+        ({"evaluation": EvaluationConfig(patience=2, every_steps=1)}, r"evaluation\.every_steps: None -> 1"),
+        ({"evaluation": EvaluationConfig(patience=2, interval_questions=9)}, "interval_questions: 500 -> 9"),
+        ({"dev": "new"}, "dev: 'old' -> 'new'"),
+    ],
+)
+def test_scores_of_another_measure_do_not_go_on_where_these_have_stopped(
+    tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    given_run: dict[str, Any] = {"evaluation": EvaluationConfig(patience=2), "dev": "old", "checkpoint_steps": 1}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, observe=at(2), evaluate=lambda _: 0.5, **given_run)
+    with pytest.raises(CheckpointError, match=named):
+        run(tmp_path, evaluate=lambda _: 0.5, **{**given_run, **changed})
+    assert run(tmp_path, evaluate=lambda _: 0.5, **given_run).steps >= 2

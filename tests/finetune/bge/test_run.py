@@ -15,10 +15,11 @@ from training_tasks import finished, run_command, start
 
 from chains.bge.embeddings import BGEEmbeddings
 from finetune.bge.config import BgeTrainingConfig
-from finetune.bge.run import finetune_bge
+from finetune.bge.run import BgeTask, finetune_bge
 from finetune.data.rows import read_retrieval_rows, write_rows
 from finetune.doctor import DoctorError
 from finetune.evaluation import evaluate_embeddings, from_rows
+from finetune.measurement import set_digest
 from finetune.run import Outcome
 from loaders.errors import ConfigError, UsageError
 from ui.cli import main
@@ -176,6 +177,19 @@ def test_a_rate_too_small_to_learn_is_warned_of_and_refused(workshop: Make) -> N
     assert not outcome.promoted
     assert any("[learning_rate]" in line for line in told)
     assert {finding["name"] for finding in outcome.manifest["findings"]} == {"learning_rate", "few_steps"}
+
+
+def test_checkpoints_of_a_large_dev_go_by_the_questions_that_do_not_judge(workshop: Make) -> None:
+    config = workshop()
+    write_rows(config.parent / "dev.jsonl", concept_rows(400, seed=1))
+    task = BgeTask(BgeTrainingConfig.read(config))
+    dev = task.sets["dev"]
+    parts = task.dev_parts(len(dev.questions))
+    assert parts.apart
+    assert task.training()["dev"] == set_digest(dev.part(parts.choosing))
+    assert task.measuring()["sets"]["dev"] == set_digest(dev)
+    patient = BgeTask(BgeTrainingConfig.read(config, ["evaluation.patience=2"]))
+    assert patient.training() != task.training()
 
 
 # --- broken off

@@ -27,7 +27,7 @@ from finetune.chatglm3.copy_task import copy_rows
 from finetune.chatglm3.data import passages_of
 from finetune.chatglm3.evaluation import answer_rows
 from finetune.chatglm3.merge import MergeError, merge_adapter
-from finetune.chatglm3.run import finetune_chatglm3
+from finetune.chatglm3.run import GenerationTask, finetune_chatglm3
 from finetune.data.rows import write_rows
 from finetune.run import Outcome
 from finetune.training_loop import TrainingEvent
@@ -178,6 +178,20 @@ def test_a_run_that_does_not_gain_is_refused(tiny: Path, tmp_path: Path) -> None
     assert not outcome.promoted
     assert outcome.model.name == "candidate"
     assert not outcome.manifest["verdict"]["reasons"][0]["passed"]
+
+
+def test_measurements_in_other_numbers_and_choices_by_other_scores_are_told_apart(tiny: Path, tmp_path: Path) -> None:
+    task = GenerationTask(settings(tiny, tmp_path))
+    assert GenerationTask(settings(tiny, tmp_path)).whole() == task.whole()
+    for changed in ({"method": "lora"}, {"dtype": "bfloat16"}):
+        assert GenerationTask(settings(tiny, tmp_path, **changed)).measuring() != task.measuring()
+    evaluation = {**task.config.evaluation.model_dump(), "dev": [tmp_path / "rows.jsonl"]}
+    for changed in ({"metric": "rouge_l"}, {"every_steps": 20}, {"patience": 2}, {"interval_rows": 3}):
+        other = GenerationTask(settings(tiny, tmp_path, evaluation={**evaluation, **changed}))
+        assert other.training() != task.training()
+    write_rows(tmp_path / "fewer.jsonl", ROWS[:5])
+    fewer = GenerationTask(settings(tiny, tmp_path, evaluation={**evaluation, "dev": [tmp_path / "fewer.jsonl"]}))
+    assert fewer.training()["dev"] != task.training()["dev"]
 
 
 def test_a_run_without_dev_is_refused_before_anything_is_loaded(tiny: Path, tmp_path: Path) -> None:

@@ -178,6 +178,15 @@ def test_a_base_without_a_head_leaves_candidates_as_found_and_one_with_a_head_pu
     assert ranking.measure(None, fused=False).sets != plain.found()
 
 
+def test_measurements_of_pairs_that_are_cut_elsewhere_are_told_apart(tiny_encoder: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path, tiny_encoder, group_size=3)
+    task, shorter = (RerankerTask(RerankerTrainingConfig.read(path, [f"max_tokens={n}"])) for n in (24, 16))
+    assert shorter.measuring() != task.measuring()
+    patient = RerankerTask(RerankerTrainingConfig.read(path, ["max_tokens=24", "evaluation.patience=2"]))
+    assert patient.measuring() == task.measuring()
+    assert patient.training() != task.training()
+
+
 @pytest.mark.parametrize(("lost", "head"), [("encoder.layer.1.output.dense.weight", False), ("pooler.dense", True)])
 def test_missing_weights_are_an_error_unless_all_of_the_head_is_missing(
     tiny_encoder: Path, tmp_path: Path, lost: str, head: bool
