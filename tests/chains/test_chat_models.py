@@ -18,7 +18,7 @@ from langchain_core.messages import HumanMessage
 from pydantic import SecretStr
 
 from chains.answerers import ChatModelAnswerer
-from chains.chat_models import GeneratorError, ThoughtFilter, describe_server_error, init_model
+from chains.chat_models import EmptyAnswerError, GeneratorError, ThoughtFilter, describe_server_error, init_model
 from chains.config import ChatModelConfig
 from loaders.errors import ConfigError
 
@@ -556,11 +556,10 @@ def test_something_that_is_no_chat_server_is_a_clear_error_when_condensing(
     assert_clear(caught.value, server.base_url)
 
 
-def test_an_answer_of_nothing_is_a_refusal(server: ChatServer) -> None:
+def test_an_answer_of_nothing_is_an_error_and_no_refusal(server: ChatServer) -> None:
     server.script = says(" ", "\n")
-    output = answerer(server).invoke(INPUT)
-    assert output["refused"] is True
-    assert output["citations"] == []
+    with pytest.raises(EmptyAnswerError, match="tiny"):
+        answerer(server).invoke(INPUT)
 
 
 @pytest.mark.parametrize("provider", ["no_such_provider", "anthropic"])
