@@ -117,7 +117,8 @@ class GenerationEngine:
         self._cache = _Cache()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._keeps_logits = "logits_to_keep" in inspect.signature(_plain(model).forward).parameters
+        taken = inspect.signature(_plain(model).forward).parameters
+        self._keeps_logits, self._takes_positions = "logits_to_keep" in taken, "position_ids" in taken
 
     def submit(self, request: Request) -> None:
         """Queue a request; everything else comes through its `deliver`, called in the engine's thread."""
@@ -163,20 +164,23 @@ class GenerationEngine:
 
     def _prompt_to_read(self) -> _Prompt | None:
         """The prompt that is being read, or that of the next request where a place is free; cancelled ones go."""
-        gone: list[Request] = []
+        gone: list[tuple[Request, Delivered]] = []
         with self._lock:
             if self._prompt is not None and self._prompt.request.cancelled:
-                gone.append(self._prompt.request)
+                gone.append((self._prompt.request, Finish("cancelled")))
                 self._prompt = None
             while self._prompt is None and self._waiting and len(self._rows) < self._max_rows:
                 request = self._waiting.popleft()
                 if request.cancelled:
-                    gone.append(request)
-                else:
+                    gone.append((request, Finish("cancelled")))
+                    continue
+                try:
                     self._prompt = _Prompt(_Row(request, request.sampling.generator()))
+                except (RuntimeError, TypeError, ValueError) as error:  # a seed that torch refuses
+                    gone.append((request, error))
             prompt = self._prompt
-        for request in gone:  # without the lock: a receiver may submit its next request at once
-            _deliver(request, Finish("cancelled"))
+        for request, end in gone:  # without the lock: a receiver may submit its next request at once
+            _deliver(request, end)
         return prompt
 
     def _read(self, prompt: _Prompt) -> None:
@@ -215,16 +219,25 @@ class GenerationEngine:
         import torch
 
         device = self._model.device
+        places = torch.tensor([[row.length - 1] for row in self._rows], device=device)
         output = self._model(
             input_ids=torch.tensor([[row.answer[-1]] for row in self._rows], device=device),
-            position_ids=torch.tensor([[row.length - 1] for row in self._rows], device=device),
+            **({"position_ids": places} if self._takes_positions else {}),
             attention_mask=self._cache.next_mask(device),
             past_key_values=self._cache.values,
             use_cache=True,
         )
         logits = output.logits[:, -1]
-        finished = [(row, self._take(row, scores)) for row, scores in zip(self._rows, logits, strict=True)]
+        finished = [(row, self._taken(row, scores)) for row, scores in zip(self._rows, logits, strict=True)]
         self._drop([(row, finish) for row, finish in finished if finish is not None])
+
+    def _taken(self, row: _Row, logits: Tensor) -> Finish | Exception | None:
+        """As `_take`; an error, such as logits that are no numbers, is how this row ended, and no other."""
+        try:
+            return self._take(row, logits)
+        except Exception as error:
+            logger.exception("an answer failed at its token %d", len(row.answer) + 1)
+            return error
 
     def _take(self, row: _Row, logits: Tensor) -> Finish | None:
         """Choose a row's next token and deliver it; how the answer ended, where it did."""
@@ -238,7 +251,7 @@ class GenerationEngine:
             return Finish("length")
         return None
 
-    def _drop(self, finished: Sequence[tuple[_Row, Finish]]) -> None:
+    def _drop(self, finished: Sequence[tuple[_Row, Finish | Exception]]) -> None:
         """Take rows out of the batch; they hear of it when their places are free."""
         if not finished:
             return

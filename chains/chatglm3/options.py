@@ -23,6 +23,6 @@ class LocalModelOptions(BaseModel):
     top_k: int = Field(default=0, ge=0, description="of so many likeliest tokens; 0: no limit")
     repetition_penalty: float = Field(default=1.0, gt=0, description="above 1: tokens said before are less likely")
     max_new_tokens: int = Field(default=1024, ge=1, description="tokens of an answer, at most")
-    seed: int | None = Field(default=None, ge=0, description="the same seed gives the same answer")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="the same seed gives the same answer")
     stop: list[str] = Field(default_factory=list, description="texts that end an answer; not part of it")
     max_rows: int = Field(default=16, ge=1, description="answers generated at a time; further ones wait their turn")

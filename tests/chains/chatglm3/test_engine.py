@@ -13,7 +13,7 @@ import pytest
 
 from chains.chatglm3.engine import Delivered, Finish, GenerationEngine, Request, can_be_batched
 from chains.chatglm3.loading import ModelOptions, load_causal_model
-from chains.chatglm3.sampling import Sampling
+from chains.chatglm3.sampling import Sampling, choose
 
 torch = pytest.importorskip("torch", reason="needs the extra [models]")
 transformers = pytest.importorskip("transformers", reason="needs the extra [models]")
@@ -278,6 +278,33 @@ def test_a_prompt_that_fails_is_told_and_the_others_go_on(model: Any) -> None:
     assert isinstance(bad.end(), IndexError)
     assert good.end() == Finish("length")
     assert len(good.tokens) == 10
+
+
+def test_a_seed_that_torch_refuses_is_told_and_the_others_go_on(model: Any) -> None:
+    engine = engine_of(model)
+    good = Client(engine, prompts(1)[0])
+    bad = Client(engine, prompts(2)[1], seed=2**70)
+    assert isinstance(bad.end(), Exception)
+    assert good.end() == Finish("length")
+    assert Client(engine, prompts(1)[0]).end() == Finish("length")
+
+
+def test_an_answer_that_fails_midway_leaves_the_others_as_they_are(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    good_ids, bad_ids = prompts(2)
+    (alone,) = answers(engine_of(model), [good_ids], together=True)
+
+    def choose_or_fail(logits: Any, sampling: Sampling, seen: Any, generator: Any) -> int:
+        if sampling.max_new_tokens == 9 and len(seen) == len(bad_ids) + 3:
+            raise RuntimeError("probabilities that are no numbers")
+        return choose(logits, sampling, seen, generator)
+
+    monkeypatch.setattr("chains.chatglm3.engine.choose", choose_or_fail)
+    engine = engine_of(model)
+    good, bad = Client(engine, good_ids), Client(engine, bad_ids, max_new_tokens=9)
+    assert isinstance(bad.end(), RuntimeError)
+    assert len(bad.tokens) == 3
+    assert good.end() == Finish("length")
+    assert good.tokens == alone
 
 
 def test_a_batch_that_fails_is_told_to_all_of_it_and_the_next_request_is_answered(
