@@ -45,12 +45,15 @@ def check(store: FaissVectorStore, fulltext: FullTextIndex) -> CheckReport:
     started = time.monotonic()
     kb = store.knowledge_base
     generation, index = kb.generation(), store.answering_index()
-    problems = [*integrity_problems(kb), *_offset_problems(kb), *_vector_problems(kb, generation)]
+    problems = [*integrity_problems(kb), *_offset_problems(kb)]
     active = kb.chunk_ids()
+    if generation is not None:
+        problems += _vector_problems(kb, generation, active)
     problems += _id_problems("FAISS", active[:0] if index is None else index.ids(), active)
     problems += _id_problems("tantivy", fulltext.ids(), active)
     if not problems and generation is not None and index is not None and len(active):
-        problems += _search_problems(kb, generation, index, fulltext)
+        sample = np.random.default_rng(0).choice(active, min(_SAMPLE, len(active)), replace=False)
+        problems += _search_problems(kb, generation, index, fulltext, sample)
     return CheckReport(
         ok=not problems,
         problems=problems,
@@ -67,10 +70,7 @@ def _offset_problems(kb: KnowledgeBase) -> Iterator[str]:
         yield f"{len(wrong)} 个片段与原文不符 / chunks are not their document's text at their offsets: {wrong[:_SHOWN]}"
 
 
-def _vector_problems(kb: KnowledgeBase, generation: Generation | None) -> Iterator[str]:
-    if generation is None:
-        return
-    active = kb.chunk_ids()
+def _vector_problems(kb: KnowledgeBase, generation: Generation, active: Ids) -> Iterator[str]:
     missing = np.intersect1d(kb.without_vector(generation.id), active)
     if len(missing):
         yield f"{len(missing)} 个片段没有向量 / chunks have no vector: {missing[:_SHOWN].tolist()}"
@@ -91,11 +91,9 @@ def _id_problems(name: str, held: Ids, active: Ids) -> Iterator[str]:
 
 
 def _search_problems(
-    kb: KnowledgeBase, generation: Generation, index: FaissIndex, fulltext: FullTextIndex
+    kb: KnowledgeBase, generation: Generation, index: FaissIndex, fulltext: FullTextIndex, sample: Ids
 ) -> Iterator[str]:
     """Whether a sample of chunks is found by its own vector and its own words."""
-    active = kb.chunk_ids()
-    sample = np.random.default_rng(0).choice(active, min(_SAMPLE, len(active)), replace=False)
     for ids, vectors in kb.vectors(generation.id, sample):
         for chunk_id, vector in zip(ids, vectors, strict=True):
             if np.any(vector) and not _finds(index.search(vector, 1), float(vector @ vector)):

@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chains.bge.directory import ModelDirectoryError, misfit, resolve_adapter
-from chains.chatglm3.checkpoints import Checkpoint
+from chains.bge.directory import ModelDirectoryError
+from chains.chatglm3.checkpoints import Checkpoint, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MANIFEST = "ragproj.json"
+_CONFIG, _MANIFEST = "adapter_config.json", "ragproj.json"
 _SCHEME = "sample-"  # before a mark, to tell it from what other versions may write there
 _SAMPLED = 32  # values at the start, in the middle and at the end of each tensor
 
@@ -50,6 +50,27 @@ def _sample(tensor: Tensor) -> bytes:
     return torch.cat([part.to(torch.float16) for part in parts]).numpy().tobytes()
 
 
+def resolve_adapter(name: str | Path) -> Path:
+    """The directory of a LoRA adapter, of BGE or of ChatGLM3; it is never fetched.
+
+    Raises:
+        ModelDirectoryError: there is no adapter; says where a training that was refused left its candidate.
+    """
+    path = Path(name).expanduser()
+    if (path / _CONFIG).is_file():
+        return path
+    candidate = path.with_name("candidate")
+    refused = path.name == "model" and (candidate / _CONFIG).is_file()
+    raise ModelDirectoryError(
+        f"{name} 不是 LoRA 适配器目录（没有 adapter_config.json）；"
+        + (f"这次训练没有通过判定，候选在 {candidate}；" if refused else "请检查路径；")
+        + "不用适配器就写 adapter=null",
+        f"{name} is no LoRA adapter (it has no adapter_config.json); "
+        + (f"its training was refused, the candidate is {candidate}; " if refused else "check the path; ")
+        + "adapter=null goes without one",
+    )
+
+
 def with_adapter(model: Any, adapter: str | Path, base: Path, *, merge: bool = False) -> Any:
     """The model with a PEFT adapter on it, or with the adapter added to its weights.
 
@@ -73,8 +94,18 @@ def with_adapter(model: Any, adapter: str | Path, base: Path, *, merge: bool = F
         adapted = PeftModel.from_pretrained(model, str(adapter), local_files_only=True, torch_device=device)
         _check_layers(adapted, adapter)
     except (OSError, ValueError, RuntimeError, KeyError) as error:  # damaged; other layers, other sizes
-        raise misfit(adapter, error) from error
+        raise _misfit(adapter, error) from error
     return adapted.merge_and_unload() if merge else adapted
+
+
+def _misfit(adapter: Path, error: Exception) -> ModelDirectoryError:
+    """What to raise where PEFT cannot put an adapter on a model, naming the base that it was trained on."""
+    base = read_json(adapter / _CONFIG).get("base_model_name_or_path")
+    reason = " ".join(str(error).split())[:200]
+    return ModelDirectoryError(
+        f"适配器 {adapter} 不能装到这个模型上：它的底座是 {base}，请把 model 改成它（{reason}）",
+        f"the adapter {adapter} does not fit the model: its base is {base}, name that as `model` ({reason})",
+    )
 
 
 def _check_base(adapter: Path, base: Path) -> None:

@@ -48,9 +48,9 @@ def join_neighbours(hits: Sequence[StoredChunk], knowledge_base: KnowledgeBase, 
     """Passages that hold all hits, in the order of their best ones; no character of a document stands in two of them.
 
     Hits that overlap become one passage, and so do those that touch if it fits into the budget; white space may be
-    between them, but nothing that is no chunk's any more. Then each passage, the
-    best first, takes in what is next to it, following and preceding chunks in turn and other passages whole, as long as
-    it stays within the budget and on its slide or sheet. `document_text[start:end]` is the text of each.
+    between them, but nothing that is no chunk's any more. Then each passage, the best first, takes in what is next to
+    it, following and preceding chunks in turn and other passages whole, as long as it stays within the budget and on
+    its slide or sheet. `document_text[start:end]` is the text of each.
 
     Args:
         hits: chunks, best first.

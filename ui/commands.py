@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from chains.config import RagConfig, load_config
 from loaders.errors import RagProjError, UsageError
+from ui.generate_commands import NOT_SUPPORTED
 
 _T = TypeVar("_T")
 
@@ -120,7 +121,7 @@ def ask(arguments: argparse.Namespace) -> int:
         print(f"只用了资料 / references used: {', '.join(map(str, used))}", file=sys.stderr)
     for citation in citations:
         if not citation["supported"]:
-            print(f"[{citation['n']}] 资料不支持 / not supported by the source")
+            print(f"[{citation['n']}] {NOT_SUPPORTED}")
             continue
         page = f" 第 {citation['page']} 页 / p. {citation['page']}" if citation["page"] is not None else ""
         print(f"[{citation['n']}] {citation['source']}{page} @{citation['start']}-{citation['end']}")

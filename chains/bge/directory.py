@@ -178,37 +178,6 @@ def resolve_model(name: str | Path) -> Path:
         ) from error
 
 
-def resolve_adapter(name: str | Path) -> Path:
-    """The directory of a LoRA adapter, of BGE or of ChatGLM3; it is never fetched.
-
-    Raises:
-        ModelDirectoryError: there is no adapter; says where a training that was refused left its candidate.
-    """
-    path = Path(name).expanduser()
-    if (path / "adapter_config.json").is_file():
-        return path
-    candidate = path.with_name("candidate")
-    refused = path.name == "model" and (candidate / "adapter_config.json").is_file()
-    raise ModelDirectoryError(
-        f"{name} 不是 LoRA 适配器目录（没有 adapter_config.json）；"
-        + (f"这次训练没有通过判定，候选在 {candidate}；" if refused else "请检查路径；")
-        + "不用适配器就写 adapter=null",
-        f"{name} is no LoRA adapter (it has no adapter_config.json); "
-        + (f"its training was refused, the candidate is {candidate}; " if refused else "check the path; ")
-        + "adapter=null goes without one",
-    )
-
-
-def misfit(adapter: Path, error: Exception) -> ModelDirectoryError:
-    """What to raise where PEFT cannot put an adapter on a model, naming the base that it was trained on."""
-    base = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-    reason = " ".join(str(error).split())[:200]
-    return ModelDirectoryError(
-        f"适配器 {adapter} 不能装到这个模型上：它的底座是 {base}，请把 model 改成它（{reason}）",
-        f"the adapter {adapter} does not fit the model: its base is {base}, name that as `model` ({reason})",
-    )
-
-
 def weight_files(path: Path) -> list[Path]:
     """The files that hold the weights of a model or an adapter, sorted; safetensors before `.bin`.
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from langchain_core.embeddings import Embeddings
 
-from chains.bge.directory import ModelDirectory, digest, read_model_directory, resolve_adapter, resolve_model
+from chains.bge.directory import ModelDirectory, digest, read_model_directory, resolve_model
 from chains.bge.engines import DtypeName, Engine, EngineFactory, EngineName, TorchEngine, devices
 from chains.bge.pool import EnginePool, ahead
 from chains.bge.tokenizer import BgeTokenizer, truncated
 from chains.embeddings import Vectors
+from chains.lora import resolve_adapter
 from loaders.errors import UsageError
 
 if TYPE_CHECKING:

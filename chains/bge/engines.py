@@ -41,19 +41,19 @@ LEAST_COSINE = 0.999
 class _Library:
     """What has to be installed for an engine."""
 
-    names: str
-    """Modules, separated by spaces."""
+    modules: tuple[str, ...]
     extra: str
+    """of ragproj, which brings them"""
 
     @property
     def installed(self) -> bool:
-        return all(importlib.util.find_spec(name) is not None for name in self.names.split())
+        return all(importlib.util.find_spec(name) is not None for name in self.modules)
 
 
 _LIBRARIES: dict[str, _Library] = {
-    "onnx_int8": _Library("onnxruntime onnx", extra="models"),
-    "openvino": _Library("openvino", extra="openvino"),
-    "openvino_int8": _Library("openvino", extra="openvino"),
+    "onnx_int8": _Library(("onnxruntime", "onnx"), extra="models"),
+    "openvino": _Library(("openvino",), extra="openvino"),
+    "openvino_int8": _Library(("openvino",), extra="openvino"),
 }
 
 # With all layers in 8 bits first; what a model's outliers spoil most often is computed in float32 then.
@@ -205,10 +205,10 @@ class EngineFactory:
     def _build(self, name: EngineName) -> Engine:
         library = _LIBRARIES[name]
         if not library.installed:
-            extra = f"pip install 'ragproj[{library.extra}]'"
+            extra, modules = f"pip install 'ragproj[{library.extra}]'", " ".join(library.modules)
             raise ModelDirectoryError(
-                f"engine {name} 需要 {library.names}：{extra}，或改用 engine: auto",
-                f"engine {name} needs {library.names}: {extra}, or set engine: auto",
+                f"engine {name} 需要 {modules}：{extra}，或改用 engine: auto",
+                f"engine {name} needs {modules}: {extra}, or set engine: auto",
             )
         return self._onnx_int8() if name == "onnx_int8" else self._openvino(name)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from chains.bge.directory import resolve_adapter
 from chains.chat_models import http_errors
 from chains.chatglm3.adapters import ADAPTER_CONFIG, convert_adapter, is_original_adapter
 from chains.chatglm3.checkpoints import read_json, shard_names
 from chains.chatglm3.convert import MANIFEST, convert_chatglm3
 from chains.chatglm3.settings import ConversionError, is_original
+from chains.lora import resolve_adapter
 
 logger = logging.getLogger(__name__)
 

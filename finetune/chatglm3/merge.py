@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chains.bge.directory import resolve_adapter
 from chains.chatglm3.checkpoints import read_json, write_json
 from chains.chatglm3.convert import MANIFEST, ORIGINAL_FOLDER, convert_chatglm3
 from chains.chatglm3.directories import native_adapter, native_directory
 from chains.chatglm3.loading import ModelOptions, choose_device, choose_dtype, load_causal_model
 from chains.chatglm3.options import DType, Quantization
 from chains.chatglm3.prompt import ChatGLM3Tokenizer, Turn, prompt_ids
-from chains.lora import with_adapter
+from chains.lora import resolve_adapter, with_adapter
 from finetune.chatglm3.model import save_model
 from finetune.report import read_manifest
 from loaders.errors import RagProjError, UsageError

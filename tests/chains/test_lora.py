@@ -13,7 +13,7 @@ from bge_models import build_bert, build_reranker
 from chains.bge.directory import ModelDirectoryError, read_model_directory
 from chains.bge.encoder import load_encoder
 from chains.bge.reranker import BgeReranker
-from chains.lora import base_mark
+from chains.lora import base_mark, resolve_adapter
 
 torch = pytest.importorskip("torch", reason="needs the extra [models]")
 peft = pytest.importorskip("peft", reason="needs the extra [train]")
@@ -102,6 +102,23 @@ def test_a_base_with_other_layers_is_refused_without_a_report_too(
     counts = r"0 of .* and 4 places" if of_layers < on_layers else rf"{missing} of .* and 0 places"
     with pytest.raises(ModelDirectoryError, match=rf"does not fit the model.*{counts}.*layer\.[23]\."):
         load(other, adapter)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "runs/nowhere", "user/adapter"])
+def test_a_missing_adapter_is_named_and_never_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(ModelDirectoryError, match=rf"{name}.*check the path.*adapter=null"):
+        resolve_adapter(name)
+
+
+def test_the_adapter_of_a_refused_training_is_told_to_be_a_candidate(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "run" / "candidate")
+    with pytest.raises(ModelDirectoryError, match=r"training was refused, the candidate is .*run/candidate"):
+        resolve_adapter(tmp_path / "run" / "model")
+    assert resolve_adapter(tmp_path / "run" / "candidate") == tmp_path / "run" / "candidate"
 
 
 @pytest.mark.parametrize("report", ["", "{}", '{"base": "models/base"}', '{"base": {"digest": "0123456789abcdef"}}'])

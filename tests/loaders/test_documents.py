@@ -107,7 +107,9 @@ def test_an_unreadable_file_says_so(write: Write) -> None:
 
 
 def test_loading_is_lazy_until_the_first_document(tmp_path: Path) -> None:
-    load_documents(tmp_path / "missing.txt")  # raises nothing yet
+    documents = load_documents(tmp_path / "missing.txt")  # raises nothing yet
+    with pytest.raises(LoadError, match="missing"):
+        next(documents)
 
 
 def test_strange_file_names_work(write: Write) -> None:

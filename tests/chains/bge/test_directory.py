@@ -17,7 +17,6 @@ from chains.bge.directory import (
     ModelDirectoryError,
     digest,
     read_model_directory,
-    resolve_adapter,
     resolve_model,
     write_layout,
 )
@@ -98,23 +97,6 @@ def test_an_adapter_is_not_taken_for_a_model(adapter: Path) -> None:
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelDirectoryError, match="nowhere"):
         resolve_model(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("name", ["nowhere", "runs/nowhere", "user/adapter"])
-def test_a_missing_adapter_is_named_and_never_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
-    with pytest.raises(ModelDirectoryError, match=rf"{name}.*check the path.*adapter=null"):
-        resolve_adapter(name)
-
-
-def test_the_adapter_of_a_refused_training_is_told_to_be_a_candidate(adapter: Path, tmp_path: Path) -> None:
-    shutil.copytree(adapter, tmp_path / "run" / "candidate")
-    with pytest.raises(ModelDirectoryError, match=r"training was refused, the candidate is .*run/candidate"):
-        resolve_adapter(tmp_path / "run" / "model")
-    assert resolve_adapter(tmp_path / "run" / "candidate") == tmp_path / "run" / "candidate"
 
 
 def test_a_model_that_cannot_be_fetched_says_how_else(monkeypatch: pytest.MonkeyPatch) -> None:
