@@ -32,9 +32,7 @@ def test_remove_killed_at_any_moment_forgets_what_it_reported_and_keeps_the_rest
             assert home.problems() == [], moment
             check_versions(home, before, after, [line for line in done if line != "end"])
         start(lane).succeed()
-        with Home(lane.kb) as home:
-            assert home.picture() == whole, moment
-            assert home.problems() == [], moment
+        lane.holds(whole, moment)
         return "end" not in done
 
     trial.at_every_moment("remove", seconds, play)
@@ -68,9 +66,7 @@ def test_reembed_killed_at_any_moment_answers_and_resumes_without_embedding_what
             assert home.ask("第3-1号：合同")
         start(lane).succeed()
         assert len(lines_of(lane.log)) <= total + (0 if switched else SMALL_BATCH), moment
-        with Home(lane.kb, SlowEmbeddings("two")) as home:
-            assert home.picture() == whole, moment
-            assert home.problems() == [], moment
+        lane.holds(whole, moment, "two")
         return "end" not in done
 
     trial.at_every_moment("reembed", seconds, play)

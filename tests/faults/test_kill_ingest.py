@@ -27,9 +27,7 @@ def test_ingest_killed_at_any_moment_keeps_every_committed_file_and_resumes(tria
             assert home.problems() == [], moment
             check_versions(home, {}, after, names[: finished(done)])
         start(lane).succeed()
-        with Home(lane.kb) as home:
-            assert home.picture() == whole, moment
-            assert home.problems() == [], moment
+        lane.holds(whole, moment)
         return "end" not in done
 
     trial.at_every_moment("ingest", seconds, play)
@@ -62,9 +60,7 @@ def test_sync_killed_at_any_moment_leaves_every_source_whole_and_resumes(trial: 
             assert home.problems() == [], moment
             check_versions(home, before, after, names[: finished(done)])
         start(lane).succeed()
-        with Home(lane.kb) as home:
-            assert home.picture() == whole, moment
-            assert home.problems() == [], moment
+        lane.holds(whole, moment)
         return "end" not in done
 
     trial.at_every_moment("sync", seconds, play)

@@ -89,6 +89,12 @@ class Trial:
         assert worker.wait() in (0, -9), worker.complaint
         return lines_of(self.done)
 
+    def holds(self, whole: dict[str, Any], moment: float, model: str = "one") -> None:
+        """Nothing is wrong, and all is as after an unbroken run."""
+        with Home(self.kb, SlowEmbeddings(model)) as home:
+            assert home.picture() == whole, moment
+            assert home.problems() == [], moment
+
     def at_every_moment(self, seed: str, seconds: float, play: Callable[[Trial, float], bool]) -> None:
         """Play a round for each moment, in a few lanes at once; more than a quarter must have been interrupted."""
         lanes: queue.SimpleQueue[Trial] = queue.SimpleQueue()
