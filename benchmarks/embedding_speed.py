@@ -16,6 +16,7 @@ batches of 4 make that a fraction. Both ratios are judged by the same bar.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
@@ -32,7 +33,8 @@ from benchmarks.random_models import build_bert
 from chains.bge.directory import CHINESE_INSTRUCTION
 from chains.bge.engines import has_vnni
 
-ENGINES = ("torch", "onnx_int8", *(["openvino", "openvino_int8"] if has_vnni() else []))
+_OPENVINO = ("openvino", "openvino_int8") if has_vnni() and importlib.util.find_spec("openvino") else ()
+ENGINES = ("torch", "onnx_int8", *_OPENVINO)
 PEERS = {
     "FlagModel as it comes, batch 256": ("flag", 256),
     "FlagModel, batch 4": ("flag", 4),

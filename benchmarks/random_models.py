@@ -11,6 +11,7 @@ from typing import Literal
 from benchmarks.material import DATA
 
 _SHAPES = DATA / "assets" / "bert_configs"
+_LARGE = {"hidden_size": 1024, "layers_num": 24, "heads_num": 16, "feedforward_size": 4096}
 _VOCABULARY = DATA / "assets" / "vocab" / "google_zh_vocab.txt"
 _SPECIALS = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")}
 
@@ -29,7 +30,7 @@ def build_bert(
 
     Args:
         target: directory to create.
-        shape: tiny, mini, small, medium or base.
+        shape: tiny, mini, small, medium, base or large.
         pooling: how the vector comes out of the states.
         max_tokens: of a text, [CLS] and [SEP] included.
         layers: in place of the shape's.
@@ -41,7 +42,9 @@ def build_bert(
 
     from chains.bge.directory import read_model_directory, write_json, write_layout
 
-    uer = json.loads((_SHAPES / f"uer_bert_{shape}_config.json").read_text(encoding="utf-8"))
+    # UER has no large one; the sizes are those of Devlin et al. 2019
+    file = _SHAPES / f"uer_bert_{'base' if shape == 'large' else shape}_config.json"
+    uer = json.loads(file.read_text(encoding="utf-8")) | (_LARGE if shape == "large" else {})
     words = _VOCABULARY.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     config = BertConfig(
         vocab_size=len(words),

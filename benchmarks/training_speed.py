@@ -40,8 +40,13 @@ INSTRUCTION = "为这个句子生成表示以用于检索相关文章："
 METRIC = "ndcg@10"
 
 
-def flag_embedding(model: str, rows: str, output: str, batch: int, steps: int) -> dict[str, Any]:
-    """FlagEmbedding's own runner, as `python -m FlagEmbedding.finetune.embedder.encoder_only.base` starts it."""
+def flag_embedding(
+    model: str, rows: str, output: str, batch: int, steps: int, *, device: str = "cpu", group: int = GROUP
+) -> dict[str, Any]:
+    """FlagEmbedding's own runner, as `python -m FlagEmbedding.finetune.embedder.encoder_only.base` starts it.
+
+    On a GPU it computes in bfloat16, as ours does there.
+    """
     from FlagEmbedding.finetune.embedder.encoder_only.base import (
         EncoderOnlyEmbedderDataArguments,
         EncoderOnlyEmbedderModelArguments,
@@ -61,7 +66,7 @@ def flag_embedding(model: str, rows: str, output: str, batch: int, steps: int) -
         EncoderOnlyEmbedderDataArguments(
             train_data=[rows],
             cache_path=f"{output}-cache",
-            train_group_size=GROUP,
+            train_group_size=group,
             query_max_len=QUERY_TOKENS,
             passage_max_len=PASSAGE_TOKENS,
             query_instruction_for_retrieval=INSTRUCTION,
@@ -74,7 +79,8 @@ def flag_embedding(model: str, rows: str, output: str, batch: int, steps: int) -
             warmup_steps=steps // 10,
             weight_decay=0.01,
             temperature=TEMPERATURE,
-            use_cpu=True,
+            use_cpu=device == "cpu",
+            bf16=device != "cpu",
             seed=SEED,
             save_strategy="no",
             report_to=[],
@@ -88,7 +94,17 @@ def flag_embedding(model: str, rows: str, output: str, batch: int, steps: int) -
     return {"model": output, "rows_per_s": batch * (len(ends) - 1) / (ends[-1] - ends[0]), "loss": losses[-1]}
 
 
-def ours(model: str, rows: str, output: str, batch: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
+def ours(
+    model: str,
+    rows: str,
+    output: str,
+    batch: int,
+    steps: int,
+    settings: dict[str, Any],
+    *,
+    device: str = "cpu",
+    group: int = GROUP,
+) -> dict[str, Any]:
     """Our trainer."""
     from finetune.bge.config import BgeTrainingConfig
     from finetune.bge.train import train
@@ -100,7 +116,7 @@ def ours(model: str, rows: str, output: str, batch: int, steps: int, settings: d
         assert event.rows_per_s is not None
         times.append(batch / event.rows_per_s)
 
-    lengths = {"query_max_tokens": QUERY_TOKENS, "passage_max_tokens": PASSAGE_TOKENS, "group_size": GROUP}
+    lengths = {"query_max_tokens": QUERY_TOKENS, "passage_max_tokens": PASSAGE_TOKENS, "group_size": group}
     config = BgeTrainingConfig(
         model=model,
         output=Path(output),
@@ -109,7 +125,7 @@ def ours(model: str, rows: str, output: str, batch: int, steps: int, settings: d
         max_steps=steps,
         learning_rate=LEARNING_RATE,
         temperature=TEMPERATURE,
-        device="cpu",
+        device=device,
         seed=SEED,
         **lengths | settings,
     )
@@ -133,15 +149,15 @@ def scores(model: str, questions: int, passages: int) -> dict[str, Any]:
     return {"values": list(found.by_metric[METRIC])}
 
 
-def write_training_rows(path: Path) -> Path:
-    """Questions, each with its answer and three others drawn at random."""
+def write_training_rows(path: Path, *, group: int = GROUP) -> Path:
+    """Questions, each with its answer and others drawn at random, as many as make a group."""
     parts, draw = split(), random.Random(SEED)
     texts = sorted({parts.passages[row["context_id"]] for row in parts.train})
     rows = []
     for row in parts.train:
         positive = parts.passages[row["context_id"]]
-        others = [text for text in draw.sample(texts, GROUP) if text != positive]
-        rows.append(RetrievalRow(row["question"], (positive,), tuple(others[: GROUP - 1])))
+        others = [text for text in draw.sample(texts, group) if text != positive]
+        rows.append(RetrievalRow(row["question"], (positive,), tuple(others[: group - 1])))
     write_rows(path, rows)
     return path
 

@@ -39,6 +39,9 @@ class BgeEmbeddingsConfig(Config):
     max_length: int | None = Field(
         default=None, ge=3, description="tokens of a text, [CLS] and [SEP] included; null: the model's own limit"
     )
+    dimensions: int | None = Field(
+        default=None, ge=1, description="first numbers of a vector that are kept, one of `matryoshka`; null: all"
+    )
     device: str | None = Field(
         default=None, description="cpu, cuda (every GPU) or some, as cuda:0,cuda:1; null: GPUs where there are any"
     )

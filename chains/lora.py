@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chains.bge.directory import ModelDirectoryError
+from chains.bge.directory import MANIFEST, ModelDirectoryError
 from chains.chatglm3.checkpoints import Checkpoint, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CONFIG, _MANIFEST = "adapter_config.json", "ragproj.json"
+_CONFIG = "adapter_config.json"
 _SCHEME = "sample-"  # before a mark, to tell it from what other versions may write there
 _SAMPLED = 32  # values at the start, in the middle and at the end of each tensor
 
@@ -126,7 +126,7 @@ def _check_base(adapter: Path, base: Path) -> None:
 def _trained_on(adapter: Path) -> tuple[str, str]:
     """(name, mark) of the base in a report; empty where there is none, as with adapters from elsewhere."""
     try:
-        said = json.loads((adapter / _MANIFEST).read_text(encoding="utf-8"))["base"]
+        said = json.loads((adapter / MANIFEST).read_text(encoding="utf-8"))["base"]
         return str(said["model"]), str(said["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return "", ""

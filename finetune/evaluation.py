@@ -264,6 +264,10 @@ class Embedded:
     queries: Vectors
     passages: Vectors
 
+    def prefix(self, length: int) -> Embedded:
+        """The first numbers of each vector, of unit length again."""
+        return Embedded(unit_length(self.queries[:, :length]), unit_length(self.passages[:, :length]))
+
 
 def embed_set(embeddings: Embeddings, questions: RetrievalSet) -> Embedded:
     """The vectors of a set; queries carry the embedder's instruction, passages do not.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # From glibc's malloc.h: parameters of mallopt.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 # What glibc's own adjustment comes to at most on 64 bits; the first is also the most that may be asked for.
 _LARGEST_BLOCK, _LARGEST_TOP = 32 << 20, 64 << 20
 _NEVER = (1 << 31) - 1
@@ -27,8 +27,10 @@ def kept_heap() -> Iterator[None]:
         return
     libc.mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK)
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+    libc.mallopt(_ARENA_MAX, 1)  # threads to come share the one heap that is kept
     try:
         yield
     finally:
         libc.mallopt(_TRIM_THRESHOLD, _LARGEST_TOP)
+        libc.mallopt(_ARENA_MAX, 0)  # as many as suit the cores
         libc.malloc_trim(0)

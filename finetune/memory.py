@@ -5,10 +5,15 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _FLOAT = 4  # bytes of a float32, which weights, gradients and AdamW's moments are kept in
 # Python with torch, transformers and their buffers, before any model: measured at 0.4 to 0.6 GB on Linux.
 _PROCESS = 500_000_000
+_GIVEN_AWAY = 0.8  # of a GPU's free memory, to graphs
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Plan:
     """layers are recomputed in the backward pass"""
     attention_scores: bool = False
     """attention probabilities are kept, as torch's plain attention does: on a CPU with dropout"""
+    workers: int = 1
+    """threads with gradients of their own"""
     vectors: int = 0
     """floats of the batch's vectors and of its similarity matrix"""
 
@@ -79,7 +86,7 @@ def forecast(shape: Shape, plan: Plan) -> Forecast:
     copies = 1 if plan.activation_bytes == _FLOAT else 1 + plan.activation_bytes / _FLOAT  # autocast's 16-bit weights
     return Forecast(
         weights=int(shape.parameters * _FLOAT * copies),
-        gradients=plan.trainable * _FLOAT,
+        gradients=plan.trainable * _FLOAT * plan.workers,
         optimizer=2 * plan.trainable * _FLOAT,
         activations=activations(shape, plan) + plan.vectors * _FLOAT,
     )
@@ -102,6 +109,21 @@ def activations(shape: Shape, plan: Plan) -> int:
     else:
         per_token = embeddings + shape.layers * layer
     return plan.tokens * per_token
+
+
+def graph_tokens_that_fit(model: nn.Module, device: str, *, checkpointing: bool = False) -> int:
+    """Positions whose graph a GPU can hold beside all else of a training of a BERT; call it with the model in place.
+
+    Every activation is counted with four bytes: autocast keeps what goes through a norm in float32. What is left out
+    of account (the vectors, the casts, the pieces between freed blocks) has the share that is not given away.
+    """
+    free = available_memory(device)
+    sizes = cast("Any", model).config
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    shape = Shape(0, sizes.num_hidden_layers, sizes.hidden_size, sizes.intermediate_size, sizes.num_attention_heads)
+    a_token = activations(shape, Plan(trained, tokens=1, length=1, checkpointing=checkpointing))
+    to_come = trained * _FLOAT * (3 + 1)  # gradients, two moments, autocast's casts
+    return max(0, int(_GIVEN_AWAY * ((free or 0) - to_come) / a_token))
 
 
 def available_memory(device: str, processes: int = 1) -> int | None:

@@ -1,7 +1,7 @@
 """What a training run leaves for its reader: ragproj.json (written last), report.md and curves.png.
 
-They stand in the model directory. Serving reads of `ragproj.json` what base an adapter belongs to, and refuses others;
-a directory without it works too.
+They stand in the model directory. Serving reads of `ragproj.json` what base an adapter belongs to, and refuses others,
+and which lengths of vectors were trained; a directory without it works too.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from chains.bge.directory import MANIFEST
 from chains.caches import beside
 from finetune.doctor import Finding
 from finetune.evaluation import FusedScores, Scores
 from finetune.gate import Comparison, Verdict, compare
 
-MANIFEST = "ragproj.json"
 PAGE = "report.md"
 CURVES = "curves.png"
 
@@ -113,6 +113,8 @@ class RunReport:
     scores: Sequence[tuple[int, float]]
     findings: Sequence[Finding] = ()
     fused: FusedReport | None = None
+    prefixes: Mapping[int, SetReport] = field(default_factory=dict)
+    """dev by the first numbers of each vector alone, by how many they are"""
     found: Mapping[str, Scores] = field(default_factory=dict)
     """of a reranker's candidates in the order they were found in, by set"""
     blend: Blend | None = None
@@ -141,6 +143,7 @@ class RunReport:
             "metric": self.metric,
             "metrics": {name: self._set(found) for name, found in self.sets.items()},
             "fused": self._fused(),
+            "prefixes": {str(length): self._set(found) for length, found in self.prefixes.items()} or None,
             "against_found": self._against_found(),
             "blend": None if self.blend is None else {"share": self.blend.share, "tried": list(self.blend.tried)},
             "training": {
@@ -269,6 +272,7 @@ def page(report: RunReport) -> str:
         "",
         *_sizes(report),
         "",
+        *_prefix_lines(report),
         *_fused_lines(report),
         *_found_lines(report),
         *_blend_lines(report),
@@ -326,6 +330,25 @@ def _sizes(report: RunReport) -> list[str]:
         counts = f"{found.after.questions} 个问题 / questions，{found.after.passages} 个片段 / passages"
         lines.append(f"- {name}：{counts}{drawn}")
     return lines
+
+
+def _prefix_lines(report: RunReport) -> list[str]:
+    if not report.prefixes:
+        return []
+    rows = [
+        (f"dev，{length} 维", metric, found.comparison(metric, report.seed))
+        for length, found in report.prefixes.items()
+        for metric in _main(report)
+    ]
+    return [
+        "### 截短的向量 / Shortened vectors",
+        "",
+        "只用向量的前若干维检索（embeddings.dimensions）；判定不看这些数字。",
+        "*Searched by the first numbers of each vector alone (embeddings.dimensions); the gate looks at none of it.*",
+        "",
+        *_table(rows),
+        "",
+    ]
 
 
 def _fused_lines(report: RunReport) -> list[str]:

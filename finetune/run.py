@@ -358,6 +358,10 @@ def _report(
         scores=[(step, score) for step, score in trained.scores],
         findings=[Finding(**finding) for finding in trained.findings],
         fused=fused,
+        prefixes={
+            length: task.set_report(scores, after.prefixes[length], task.sampled[DEV])
+            for length, scores in before.prefixes.items()
+        },
         found=found,
         blend=blend,
     )

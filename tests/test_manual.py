@@ -69,6 +69,7 @@ QUESTIONS = [
     ("微调过的 BGE 什么都检索不到，为什么？", "池化", "bge.md"),
     ("BGE 的查询指令要写吗？", "不用自己写", "bge.md"),
     ("我有两块显卡，能一起生成向量吗？", "一起使用", "bge.md"),
+    ("BGE 向量能缩短到 256 维吗？", "只保留前 256 维", "bge.md"),
     ("难负例用什么命令挖掘？", "ragproj data mine", "training_data.md"),
     ("微调 BGE 需要什么格式的数据？", "FlagEmbedding 的格式", "training_bge.md"),
     ("训练中断了还能接着训练吗？", "最近的检查点继续", "training_bge.md"),

@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune.bge.config import BgeTrainingConfig
 from finetune.data.rows import RetrievalRow
+from finetune.reranker.config import RerankerTrainingConfig
 
 TOPICS = ("备份知识库", "向量模型检索", "文档问题答案", "第一条为了", "怎样做检索", "知识问题", "模型备份", "答案文档")
 PRELOADED = ["transformers", "peft", "finetune.bge.train"]
@@ -47,6 +48,13 @@ def training_config(model: Path, output: Path, **settings: Any) -> BgeTrainingCo
     settings = {"batch_size": 8, "group_size": 3, "max_steps": 6, "learning_rate": 1e-3, **settings}
     lengths = {"query_max_tokens": 40, "passage_max_tokens": 64}
     return BgeTrainingConfig(model=str(model), output=output, train=["rows.jsonl"], device="cpu", **lengths | settings)
+
+
+def reranker_config(model: Path, output: Path, **settings: Any) -> RerankerTrainingConfig:
+    """A short run of a reranker on the CPU."""
+    settings = {"batch_size": 4, "group_size": 3, "max_steps": 4, "learning_rate": 1e-3, **settings}
+    content = {"model": str(model), "output": output, "train": ["rows.jsonl"], "device": "cpu"}
+    return RerankerTrainingConfig(**{**content, "max_tokens": 32, "dropout": 0.0, **settings})
 
 
 def start(
@@ -120,6 +128,31 @@ def train_and_die(model: Path, output: Path, rows: list[RetrievalRow], settings:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train(training_config(model, output, **settings), rows, observe=kill)
+
+
+def train_reranker_and_die(model: Path, output: Path, rows: list[RetrievalRow], settings: dict[str, Any]) -> None:
+    """Train a reranker until its third step, then a real SIGKILL of the first process."""
+    from chains.bge.directory import read_model_directory
+    from finetune.reranker.train import train
+    from finetune.training_loop import TrainingEvent
+
+    def kill(event: TrainingEvent) -> None:
+        if event.step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(reranker_config(model, output, **settings), rows, read_model_directory(model), observe=kill)
+
+
+def train_reranker_and_record(model: Path, output: Path, rows: list[RetrievalRow], settings: dict[str, Any]) -> None:
+    """Train a reranker; the first process writes losses and the norms of the steps it took beside the candidate."""
+    from chains.bge.directory import read_model_directory
+    from finetune.reranker.train import train
+
+    norms: list[float | None] = []
+    config, directory = reranker_config(model, output, **settings), read_model_directory(model)
+    losses = train(config, rows, directory, observe=lambda event: norms.append(event.gradient_norm)).losses
+    if os.environ.get("RANK", "0") == "0":
+        (output / "record.json").write_text(json.dumps({"losses": losses, "norms": norms}), encoding="utf-8")
 
 
 def reference_losses_of_two(model: Path, target: Path, rows: list[RetrievalRow], settings: dict[str, Any]) -> None:

@@ -34,6 +34,9 @@ _TOKENIZER_FILES = (
 )
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
+MANIFEST = "ragproj.json"
+"""The report that a training writes into the directory of its model or adapter, last of all."""
+
 
 class ModelDirectoryError(RagProjError):
     """A directory that is not a BGE model, or not whole."""
@@ -176,6 +179,18 @@ def resolve_model(name: str | Path) -> Path:
             f"无法下载模型 {identifier}：{reason}；可先下载到本地目录，再把 model 指向它",
             f"cannot fetch model {identifier}: {reason}; download it to a directory and point `model` there",
         ) from error
+
+
+def trained_prefixes(path: Path) -> tuple[int, ...] | None:
+    """Lengths of vector prefixes that were trained to serve alone, as the report in a model or an adapter says.
+
+    Empty where the whole vector alone was trained; None without a report, as in directories from elsewhere.
+    """
+    try:
+        settings = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["settings"]
+        return tuple(map(int, settings["matryoshka"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def weight_files(path: Path) -> list[Path]:

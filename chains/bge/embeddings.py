@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from langchain_core.embeddings import Embeddings
 
-from chains.bge.directory import ModelDirectory, digest, read_model_directory, resolve_model
+from chains.bge.directory import ModelDirectory, digest, read_model_directory, resolve_model, trained_prefixes
 from chains.bge.engines import DtypeName, Engine, EngineFactory, EngineName, TorchEngine, devices
 from chains.bge.pool import EnginePool, ahead
 from chains.bge.tokenizer import BgeTokenizer, truncated
-from chains.embeddings import Vectors
+from chains.embeddings import Vectors, unit_length
 from chains.lora import resolve_adapter
 from loaders.errors import UsageError
 
@@ -44,6 +44,7 @@ class BGEEmbeddings(Embeddings):
         *,
         query_instruction: str | None = None,
         max_length: int | None = None,
+        dimensions: int | None = None,
         device: str | None = None,
         dtype: DtypeName = "auto",
     ) -> None:
@@ -55,15 +56,19 @@ class BGEEmbeddings(Embeddings):
             engine: what computes; `auto` takes the fastest that agrees with the reference and logs why.
             query_instruction: put before queries; the directory's own without one, "" for none.
             max_length: tokens of a text, [CLS] and [SEP] included; the directory's own limit without one.
+            dimensions: numbers of a vector that are kept, its first ones, brought to unit length again where the
+                directory normalises; all without one. For models whose training had this length in `matryoshka`.
             device: "cpu", "cuda" for every GPU, or some of them ("cuda:0,cuda:1"); GPUs where there are any without it.
             dtype: of the engine `torch`; `auto` is float32 on a CPU and float16 on a GPU.
 
         Raises:
             ModelDirectoryError: there is no such model, or it is no BGE.
+            UsageError: the model has no vectors or texts of such a length.
         """
         directory = read_model_directory(resolve_model(model))
-        self._setup(directory, query_instruction=query_instruction, max_length=max_length)
+        self._setup(directory, query_instruction=query_instruction, max_length=max_length, dimensions=dimensions)
         self.adapter = None if adapter is None else resolve_adapter(adapter)
+        _report_untrained(self.adapter or directory.path, self.dimensions, whole=directory.dimensions)
         self._factories += [
             EngineFactory(directory, self.adapter, self.tokenizer, device=name, dtype=dtype) for name in devices(device)
         ]
@@ -73,21 +78,36 @@ class BGEEmbeddings(Embeddings):
     def from_encoder(cls, encoder: torch.nn.Module, directory: ModelDirectory) -> BGEEmbeddings:
         """An embedder over weights in memory, such as those of a training under way; it sees every later change."""
         embeddings = cls.__new__(cls)
-        embeddings._setup(directory, query_instruction=None, max_length=None)
+        embeddings._setup(directory, query_instruction=None, max_length=None, dimensions=None)
         embeddings.adapter = None
         embeddings._encoder = encoder
         embeddings._pool = EnginePool([TorchEngine(encoder, directory, pad_id=embeddings.tokenizer.pad_id)])
         return embeddings
 
-    def _setup(self, directory: ModelDirectory, *, query_instruction: str | None, max_length: int | None) -> None:
+    def _setup(
+        self,
+        directory: ModelDirectory,
+        *,
+        query_instruction: str | None,
+        max_length: int | None,
+        dimensions: int | None,
+    ) -> None:
         if max_length is not None and not 3 <= max_length <= directory.max_tokens:
             raise UsageError(
                 f"max_length 是 {max_length}；模型 {directory.path} 最多 {directory.max_tokens} 个 token，最少 3 个",
                 f"max_length is {max_length}; the model in {directory.path} takes 3 to {directory.max_tokens} tokens",
             )
+        if dimensions is not None and not 1 <= dimensions <= directory.dimensions:
+            raise UsageError(
+                f"dimensions 是 {dimensions}；模型 {directory.path} 的向量有 {directory.dimensions} 维，"
+                f"请写 1 到 {directory.dimensions}，不写就用全长",
+                f"dimensions is {dimensions}; vectors of the model in {directory.path} have {directory.dimensions}"
+                f" numbers: give 1 to {directory.dimensions}, or none for all",
+            )
         self.directory = directory
         self.query_instruction = directory.query_instruction if query_instruction is None else query_instruction
         self.max_length = max_length or directory.max_tokens
+        self.dimensions = dimensions or directory.dimensions
         self.tokenizer = BgeTokenizer.from_directory(directory)
         self._encoder: torch.nn.Module | None = None
         self._pool: EnginePool | None = None
@@ -109,7 +129,7 @@ class BGEEmbeddings(Embeddings):
 
     @property
     def fingerprint(self) -> str:
-        """What made the vectors: weights, adapter, tokenizer, pooling, normalisation, instruction and length.
+        """What made the vectors: weights, adapter, tokenizer, pooling, normalisation, instruction, lengths.
 
         The engine is not part of it: each agrees with float32 to a cosine of .999 or refuses itself, so a knowledge
         base may be filled on a GPU and asked on a CPU.
@@ -117,8 +137,10 @@ class BGEEmbeddings(Embeddings):
         weights = _state_digest(self._encoder) if self._encoder is not None else digest(self.directory.path)
         adapter = "" if self.adapter is None else digest(self.adapter)
         rules = (self.directory.pooling, self.directory.normalize, self.query_instruction, self.max_length)
-        whole = hashlib.sha256(repr((weights, adapter, self.directory.lower_case, *rules)).encode())
-        return f"bge-{self.directory.dimensions}-{whole.hexdigest()[:24]}"
+        # whole vectors say nothing of their length: knowledge bases older than `dimensions` stay valid
+        cut = () if self.dimensions == self.directory.dimensions else (self.dimensions,)
+        whole = hashlib.sha256(repr((weights, adapter, self.directory.lower_case, *rules, *cut)).encode())
+        return f"bge-{self.dimensions}-{whole.hexdigest()[:24]}"
 
     @property
     def max_tokens(self) -> int:
@@ -154,18 +176,26 @@ class BGEEmbeddings(Embeddings):
 
     def _embed(self, texts: Sequence[str]) -> Vectors:
         unique = list(dict.fromkeys(texts))  # equal texts are computed once
-        vectors = np.zeros((len(unique), self.directory.dimensions), np.float32)
+        vectors = np.zeros((len(unique), self.dimensions), np.float32)
         start = 0
         windows = [unique[at : at + _WINDOW] for at in range(0, len(unique), _WINDOW)]
         with _evaluating(self._encoder):
             # a thread that tokenizes ahead is worth starting where there is something ahead
             for rows in ahead(self._token_ids, windows) if len(windows) > 1 else map(self._token_ids, windows):
-                vectors[start : start + len(rows)] = self._opened().embed(rows, self.directory.dimensions)
+                found = self._opened().embed(rows, self.directory.dimensions)
+                vectors[start : start + len(rows)] = self._shortened(found)
                 start += len(rows)
         if len(unique) == len(texts):
             return vectors
         place = {text: index for index, text in enumerate(unique)}
         return vectors[[place[text] for text in texts]]
+
+    def _shortened(self, vectors: Vectors) -> Vectors:
+        """The first numbers of whole vectors, (n, dimensions); of unit length where the directory normalises."""
+        if self.dimensions == self.directory.dimensions:
+            return vectors
+        cut = vectors[:, : self.dimensions]
+        return unit_length(cut) if self.directory.normalize else cut
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         whole = self.tokenizer.encode_whole(texts)
@@ -185,6 +215,22 @@ class BGEEmbeddings(Embeddings):
                 " the longest has %d tokens: %r ...",
                 len(long), len(texts), self.max_length, lengths[longest], texts[longest][:40],
             )  # fmt: skip
+
+
+def _report_untrained(trained: Path, length: int, *, whole: int) -> None:
+    """Log where vectors of this length are not what the model or adapter in a directory was trained for."""
+    prefixes = trained_prefixes(trained)
+    if prefixes is None:
+        if length < whole:
+            logger.info("%s does not say for which lengths it was trained; %d of %d numbers", trained, length, whole)
+        return
+    lengths = prefixes or (whole,)
+    if length not in lengths:
+        logger.warning(
+            "vectors of %d numbers are not what %s was trained for, they may find less: set dimensions to one of %s,"
+            " or train with %d in `matryoshka`",
+            length, trained, ", ".join(map(str, sorted(lengths))), length,
+        )  # fmt: skip
 
 
 @contextmanager

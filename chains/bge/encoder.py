@@ -165,14 +165,21 @@ def _attend_to_projections(attention: Any, states: torch.Tensor, mask: torch.Ten
         split = projected.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
         return cast("torch.Tensor", split)
 
-    attended = torch.nn.functional.scaled_dot_product_attention(
+    # (n, heads, 1 or tokens, size)
+    query, key, value = (
         heads(attention.query(states[:, :1])),
         heads(attention.key(states)),
         heads(attention.value(states)),
-        attn_mask=mask,
-        dropout_p=attention.dropout.p if attention.training else 0.0,
-        scale=attention.scaling,
     )
+    if attention.training and attention.dropout.p:  # by the layer's own dropout, which training may have replaced
+        scores = (query * attention.scaling) @ key.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        attended = attention.dropout(scores.softmax(dim=-1)) @ value
+    else:
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=attention.scaling
+        )
     return attended.transpose(1, 2).flatten(1)
 
 

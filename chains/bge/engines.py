@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import importlib.util
@@ -58,6 +59,8 @@ _LIBRARIES: dict[str, _Library] = {
 
 # With all layers in 8 bits first; what a model's outliers spoil most often is computed in float32 then.
 _INT8_ATTEMPTS: tuple[tuple[Part, ...], ...] = ((), ("down",), ("down", "output"))
+# float16 first: a BERT's states mostly stay far below its limit, and it keeps three more bits than bfloat16
+_GPU_DTYPES: tuple[DtypeName, ...] = ("float16", "bfloat16")
 _PROBE_TOKENS = 128
 
 
@@ -84,6 +87,8 @@ class Engine(Protocol):
     limits: BatchLimits
     parallel: bool
     """Whether several threads with a core each beat one batch on all cores."""
+    ahead: int
+    """Batches that are prepared and sent while one is computed: a GPU must not wait for them."""
 
     def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """Vectors of one batch of token ids, (n, dimensions) float32."""
@@ -100,6 +105,7 @@ class TorchEngine:
         self._device = next(encoder.parameters()).device
         self.name = f"torch {self._device} {next(encoder.parameters()).dtype}".replace("torch.", "")
         self.parallel = self._device.type == "cpu"
+        self.ahead = 0 if self.parallel else 1
         self.limits = CPU_LIMITS if self.parallel else GPU_LIMITS
 
     def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
@@ -122,6 +128,7 @@ class SimpleEngine:
         self.name = name
         self.limits = CPU_LIMITS
         self.parallel = parallel
+        self.ahead = 0
         self._compute = compute
 
     def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
@@ -222,15 +229,22 @@ class EngineFactory:
         return SimpleEngine(name, engine.embed, parallel=False)
 
     def _torch(self) -> Engine:
+        """torch in the numbers asked for; where those do not agree with float32, in float32."""
         import torch
 
-        if self._device == "cpu" and self._dtype in ("auto", "float32"):
-            return self._reference
-        from chains.bge.encoder import load_encoder
-
-        dtype = _gpu_dtype(self._device) if self._dtype == "auto" else getattr(torch, self._dtype)
-        encoder = load_encoder(self._directory, self._adapter, dtype=dtype, device=self._device, merge=True)
-        return TorchEngine(encoder, self._directory, pad_id=self._tokenizer.pad_id)
+        encoder = self._encoder if self._device == "cpu" else self._load(self._device)
+        exact = self._torch_engine(encoder)
+        for name in _GPU_DTYPES if self._dtype == "auto" and self._device != "cpu" else (self._dtype,):
+            if name in ("auto", "float32"):
+                break
+            engine = self._torch_engine(copy.deepcopy(encoder).to(getattr(torch, name)))
+            cosine = self._cosine(engine, self._vectors_of_probe(exact))
+            if cosine >= LEAST_COSINE:
+                return engine
+            logger.warning(
+                "engine %s refuses itself: cosine %.5f to float32, below %s", engine.name, cosine, LEAST_COSINE
+            )
+        return exact
 
     def _onnx_int8(self) -> Engine:
         """The 8-bit engine with as few layers in float32 as agreement takes; the last attempt where none agrees."""
@@ -250,13 +264,20 @@ class EngineFactory:
 
     @functools.cached_property
     def _encoder(self) -> torch.nn.Module:
+        return self._load("cpu")
+
+    def _load(self, device: str) -> torch.nn.Module:
+        """The weights in float32."""
         from chains.bge.encoder import load_encoder
 
-        return load_encoder(self._directory, self._adapter, merge=True)
+        return load_encoder(self._directory, self._adapter, device=device, merge=True)
+
+    def _torch_engine(self, encoder: torch.nn.Module) -> Engine:
+        return TorchEngine(encoder, self._directory, pad_id=self._tokenizer.pad_id)
 
     @functools.cached_property
     def _reference(self) -> Engine:
-        return TorchEngine(self._encoder, self._directory, pad_id=self._tokenizer.pad_id)
+        return self._torch_engine(self._encoder)
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -270,13 +291,17 @@ class EngineFactory:
 
     @functools.cached_property
     def _expected(self) -> Vectors:
-        return np.concatenate([self._reference.embed([row]) for row in self._probe])
+        return self._vectors_of_probe(self._reference)
 
-    def _cosine(self, engine: Engine) -> float:
+    def _vectors_of_probe(self, engine: Engine) -> Vectors:
+        """Each text alone: no padding touches them."""
+        return np.concatenate([engine.embed([row]) for row in self._probe])
+
+    def _cosine(self, engine: Engine, expected: Vectors | None = None) -> float:
         """The lowest cosine of the engine's vectors of the probe to the reference's; 0 where they are no numbers."""
-        vectors = engine.embed(self._probe)
-        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(self._expected, axis=1)
-        cosines = (vectors * self._expected).sum(axis=1) / np.maximum(lengths, 1e-12)
+        vectors, expected = engine.embed(self._probe), self._expected if expected is None else expected
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
+        cosines = (vectors * expected).sum(axis=1) / np.maximum(lengths, 1e-12)
         return float(np.nan_to_num(cosines, nan=0.0).min())
 
     def _speed(self, engine: Engine) -> float:
@@ -321,13 +346,6 @@ def devices(named: str | None) -> list[str]:
             "device is cuda but torch finds no GPU; check the driver, or set device: cpu",
         )
     return [f"cuda:{index}" for index in range(count)] or ["cpu"]
-
-
-def _gpu_dtype(device: str) -> torch.dtype:
-    """float16 on a GPU: a BERT's states stay far below its limit, and it keeps three more bits than bfloat16."""
-    import torch
-
-    return torch.float32 if device == "cpu" else torch.float16
 
 
 def _notes_path(directory: ModelDirectory, weights: str, candidates: Sequence[str]) -> Path:

@@ -43,20 +43,24 @@ class EnginePool:
             for batch in batches:
                 compute(batch)
             return vectors
-        if len(self.engines) > 1:
-            threads = ThreadPoolExecutor(slots.qsize())
-        else:  # threads with a core each wait for nobody; one batch on all cores waits at the end of every product
+        if self._one_core_each:  # they wait for nobody; one batch on all cores waits at the end of every product
             threads = ThreadPoolExecutor(slots.qsize(), initializer=_use_one_core, initargs=(_cores(),))
+        else:
+            threads = ThreadPoolExecutor(slots.qsize())
         with threads:
             list(threads.map(compute, batches))
         return vectors
 
+    @property
+    def _one_core_each(self) -> bool:
+        return len(self.engines) == 1 and self.engines[0].parallel
+
     def _slots(self, batches: int) -> queue.SimpleQueue[Engine]:
         """Each engine as often as it may compute at once."""
         slots: queue.SimpleQueue[Engine] = queue.SimpleQueue()
-        for engine in self.engines:
-            copies = _cores() if engine.parallel and len(self.engines) == 1 else 1
-            for _ in range(min(copies, batches)):
+        copies = _cores() if self._one_core_each else 1 + self.engines[0].ahead
+        for _ in range(min(copies, batches)):
+            for engine in self.engines:
                 slots.put(engine)
         return slots
 

@@ -10,6 +10,7 @@ from typing import Any
 from chains.bge.directory import ModelDirectory
 from chains.bge.tokenizer import BgeTokenizer
 from finetune.bge.config import BgeTrainingConfig, RetrievalTrainingConfig
+from finetune.bge.workers import Workers
 from finetune.data.rows import RetrievalRow, same_text
 from finetune.doctor import (
     Finding,
@@ -340,12 +341,13 @@ def memory_forecast(
     rows = max(1, config.batch_size // hardware.processes)
     query = typical(lengths.queries, config.query_max_tokens)
     passage = typical(lengths.passages, config.passage_max_tokens)
-    micro_batch = config.tokens_at_once(hardware.device)
+    at_once = config.least_graph_tokens(hardware.device) + config.tokens_at_once(hardware.device)
     dropout = sizes.attention_probs_dropout_prob if config.dropout is None else config.dropout
     texts = config.batch_size * (1 + config.group_size)
     plan = Plan(
         trainable=parameters.trained,
-        tokens=min(rows * (query + config.group_size * passage), max(config.graph_tokens, 0) + micro_batch),
+        tokens=min(rows * (query + config.group_size * passage), at_once),
+        workers=1 if config.gradient_checkpointing else Workers.fitting(hardware.device),
         length=passage,
         activation_bytes=hardware.number_bytes(config.precision),
         checkpointing=config.gradient_checkpointing,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from finetune.evaluation import EvaluationConfig
 from finetune.lora import LoraSettings, Targets
+from finetune.memory import graph_tokens_that_fit
 from finetune.precision import Precision, device_kind
 from finetune.training_config import BatchSize, TrainingConfig
 
+if TYPE_CHECKING:
+    from torch import nn
+
 # Rows of a forward pass at most, by kind of device.
 FORWARD_ROWS = {"cpu": 64, "cuda": 1_024}
+# A machine's memory is shared with others; a GPU is taken as far as it is free when the training starts.
+LEAST_GRAPH_TOKENS = {"cpu": 16_384, "cuda": 0}
 
 Method = Literal["full", "lora"]
 GroupSize = Annotated[int, Field(ge=1, description="passages per row: one positive, the others negatives")]
@@ -42,14 +48,27 @@ class RetrievalTrainingConfig(TrainingConfig):
     micro_batch_tokens: int | None = Field(
         default=None, ge=16, description="positions in one forward pass; null: as many as suit the device"
     )
-    graph_tokens: int = Field(
-        default=16_384, ge=0, description="positions of a step that are not encoded twice; less saves memory"
+    graph_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="positions of a step that are not encoded twice; less saves memory; null: as many as a GPU's free"
+        " memory holds, 16384 on a CPU",
     )
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def tokens_at_once(self, device: str) -> int:
         """Positions in one forward pass on a device."""
         return self.micro_batch_tokens or self.forward_tokens[device_kind(device)]
+
+    def least_graph_tokens(self, device: str) -> int:
+        """Positions whose graph is kept on a device however little memory is free."""
+        return self.graph_tokens if self.graph_tokens is not None else LEAST_GRAPH_TOKENS[device_kind(device)]
+
+    def graph_tokens_of(self, model: nn.Module, device: str, *, checkpointing: bool = False) -> int:
+        """Positions whose graph is kept for a model that is in place on its device."""
+        if self.graph_tokens is not None or device_kind(device) == "cpu":
+            return self.least_graph_tokens(device)
+        return graph_tokens_that_fit(model, device, checkpointing=checkpointing)
 
 
 class BgeTrainingConfig(RetrievalTrainingConfig):
@@ -71,7 +90,7 @@ class BgeTrainingConfig(RetrievalTrainingConfig):
     cross_device_negatives: bool = Field(default=True, description="so are those of the other processes")
     mask_duplicates: bool = Field(default=True, description="not those with the text of a positive")
     mask_same_document: bool = Field(default=True, description="nor other rows' passages of a positive's document")
-    matryoshka: list[int] = Field(
+    matryoshka: list[PositiveInt] = Field(
         default_factory=list, description="lengths of vector prefixes that shall serve alone; name the full length, too"
     )
 

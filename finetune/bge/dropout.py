@@ -1,11 +1,13 @@
 """Dropout that costs little on a CPU: the distribution of torch's, drawn sixteen bits at a time.
 
 torch draws each value on its own and leaves its fused attention where attention drops something: together a quarter of
-a training step. Here one draw of 64 bits decides four values. It comes from torch's generator, as seeded there.
+a training step. Here one draw of 64 bits decides four values. It comes from torch's generator, or from one of the
+thread's own, seeded alike: torch has a single one for all threads, whose draws would fall to each by chance.
 """
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,18 +18,36 @@ if TYPE_CHECKING:
 
 _STEPS = 1 << 16  # the share is rounded to one of them: .1 is .100006
 _ATTENTION = "ragproj_cheap_dropout"
+_of_thread = threading.local()
 
 
 def use_cheap_dropout(encoder: nn.Module) -> None:
     """Give every dropout of an encoder, that of its attention included, the cheap way of drawing."""
     from torch import nn
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.forward = partial(_forward, module)  # type: ignore[method-assign]
     AttentionInterface.register(_ATTENTION, attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)  # without one the model's own forward drops its mask
     cast("Any", base_model(encoder)).set_attn_implementation(_ATTENTION)
+
+
+def draw_in_this_thread() -> None:
+    """From now on dropouts in this thread draw from a generator of its own."""
+    import torch
+
+    _of_thread.generator = torch.Generator()
+
+
+def seed_dropout(seed: int) -> None:
+    """Seed what dropouts in this thread draw from; on a GPU that is torch's."""
+    import torch
+
+    own = getattr(_of_thread, "generator", None)
+    torch.manual_seed(seed) if own is None else own.manual_seed(seed)
 
 
 def cheap_dropout(values: Tensor, share: float) -> Tensor:
@@ -38,7 +58,8 @@ def cheap_dropout(values: Tensor, share: float) -> Tensor:
     if dropped == 0:
         return values
     count = values.numel()
-    draws = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device).random_(-(2**63), None)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device)
+    draws.random_(-(2**63), None, generator=getattr(_of_thread, "generator", None))
     keep = draws.view(torch.int16)[:count].view(values.shape) >= dropped - _STEPS // 2
     return torch.where(keep, values, 0.0) * (_STEPS / (_STEPS - dropped))
 
@@ -61,7 +82,7 @@ def attention(
         query: (n, heads, tokens, size), as are `key` and `value`.
         key: what it is compared with.
         value: what is mixed.
-        attention_mask: (n, 1, 1, tokens), false where nothing may be taken from.
+        attention_mask: (n, 1, 1 or tokens, tokens), false where nothing may be taken from.
         dropout: share of the attention that is dropped.
         scaling: of the scores.
     """

@@ -8,14 +8,17 @@ twice, so a small batch costs no more than the plain way.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finetune.bge.dropout import seed_dropout
+from finetune.bge.workers import Workers
 from finetune.order import seeded
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,10 @@ def micro_batches(
 
 
 def backward(
-    encode: Callable[[MicroBatch], Tensor],
+    encode: Callable[[nn.Module, MicroBatch], Tensor],
     pieces: Sequence[MicroBatch],
     loss_of: Callable[[Tensor], Tensor],
+    workers: Workers,
     *,
     graph_tokens: int,
     seed: int,
@@ -60,34 +64,46 @@ def backward(
     """The loss of a batch, detached; its gradient is added to that of the parameters.
 
     Args:
-        encode: vectors of a piece, (n, d), with a graph where gradients are enabled.
+        encode: vectors of a piece by a worker's model, (n, d), with a graph where gradients are enabled.
         pieces: all texts of the batch.
         loss_of: the loss, already scaled, from the vectors of all texts, (texts, d), in the order of their places.
+        workers: who computes the pieces.
         graph_tokens: positions whose graph is kept. More: less is encoded twice, more memory.
         seed: of dropout. Every piece has its own, so that both passes drop the same, whatever the budget is.
     """
     import torch
 
-    kept: list[Tensor | None] = []
-    spent = 0
-    for number, piece in enumerate(pieces):
-        spent += piece.tokens
-        torch.manual_seed(seeded(seed, number))
-        with torch.set_grad_enabled(spent <= graph_tokens):
-            kept.append(encode(piece))
+    spent = list(itertools.accumulate(piece.tokens for piece in pieces))
+    kept: list[Tensor | None] = [None] * len(pieces)
+    shares = workers.shares([piece.tokens for piece in pieces])
+
+    def forward(model: nn.Module, numbers: list[int]) -> None:
+        for number in numbers:
+            seed_dropout(seeded(seed, number))
+            with torch.set_grad_enabled(spent[number] <= graph_tokens):
+                kept[number] = encode(model, pieces[number])
+
+    workers.run(forward, shares)
     places = torch.tensor([place for piece in pieces for place in piece.places])
     found = [vectors.detach() for vectors in kept if vectors is not None]
     order = places.argsort().to(found[0].device)  # the vectors back in the order of the batch
     leaf = torch.cat(found)[order].requires_grad_()
     loss = loss_of(leaf)
     loss.backward()
-    assert leaf.grad is not None
-    # In the same order whatever was kept, so that the budget does not change a bit of the sum.
-    for number, piece in enumerate(pieces):
-        vectors, kept[number] = kept[number], None  # its graph is freed right after
-        if vectors is None or not vectors.requires_grad:
-            torch.manual_seed(seeded(seed, number))
-            vectors = encode(piece)
-        vectors.backward(leaf.grad[torch.as_tensor(piece.places, device=leaf.device)].to(vectors.dtype))
-        del vectors
+    gradient = leaf.grad
+    assert gradient is not None
+
+    def send_back(model: nn.Module, numbers: list[int]) -> None:
+        # in the same order whatever was kept, so that the budget does not change a bit of the sum
+        for number in numbers:
+            piece = pieces[number]
+            vectors, kept[number] = kept[number], None  # its graph is freed right after
+            if vectors is None or not vectors.requires_grad:
+                seed_dropout(seeded(seed, number))
+                vectors = encode(model, piece)
+            vectors.backward(gradient[torch.as_tensor(piece.places, device=gradient.device)].to(vectors.dtype))
+            del vectors
+
+    workers.run(send_back, shares)
+    workers.add_up()
     return loss.detach()

@@ -87,9 +87,10 @@ class BgeTask(Task):
         }
 
     def measuring(self) -> dict[str, Any]:
-        """The sets."""
+        """The sets, and the lengths of vectors where there are several."""
         sets = {name: set_digest(questions) for name, questions in self.sets.items()}
-        return {"sets": sets, "fused": self.fused}
+        prefixes = {"prefixes": self.config.matryoshka} if self.config.matryoshka else {}
+        return {"sets": sets, "fused": self.fused, **prefixes}
 
     def examine(self) -> list[Finding]:
         """Rows, texts, settings, memory."""
@@ -108,7 +109,7 @@ class BgeTask(Task):
         adapter = tuned if self.method == "lora" else None
         model = self.config.model if tuned is None or adapter is not None else tuned
         embeddings = BGEEmbeddings(model, adapter=adapter, engine="torch", device=self._device)
-        return measure(embeddings, self.sets, fused=fused)
+        return measure(embeddings, self.sets, fused=fused, prefixes=self.config.matryoshka)
 
     def score(self, embeddings: Embeddings) -> float:
         """What checkpoints go by: the metric on the part of dev that chooses, or on a sample of it."""

@@ -31,11 +31,12 @@ from finetune.bge.batches import (
     steps_per_epoch,
     token_batch,
 )
-from finetune.bge.config import FORWARD_ROWS, BgeTrainingConfig
+from finetune.bge.config import FORWARD_ROWS, BgeTrainingConfig, RetrievalTrainingConfig
 from finetune.bge.encoder import save_candidate, training_encoder
 from finetune.bge.gradient_cache import MicroBatch, backward, micro_batches
 from finetune.bge.loss import Objective, largest_dimension_problem, loss_of
 from finetune.bge.word_table import word_table
+from finetune.bge.workers import Workers
 from finetune.data.rows import RetrievalRow
 from finetune.distributed import Processes, joined
 from finetune.doctor import Monitor
@@ -46,7 +47,7 @@ from finetune.schedule import Schedule
 from finetune.training_loop import Learner, Observe, TrainingError, TrainingLoop, TrainingResult
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.amp import GradScaler
 
 _SHOWN = 20  # rows named in a message
@@ -98,9 +99,20 @@ def train(
         return loop.run(lambda target: save_candidate(learner.model, target, directory, config))
 
 
-def schedule_of(config: BgeTrainingConfig, rows: int, processes: int) -> Schedule:
-    """How long a run over so many rows is."""
-    return Schedule.of(config, steps_per_epoch(rows, batch_size=config.batch_size, processes=processes))
+def schedule_of(config: RetrievalTrainingConfig, rows: int, processes: int) -> Schedule:
+    """How long a run over so many rows is.
+
+    Raises:
+        TrainingError: the processes cannot have the same share of every batch.
+    """
+    steps = steps_per_epoch(rows, batch_size=config.batch_size, processes=processes)
+    if steps == 0 or config.batch_size % processes:
+        raise TrainingError(
+            f"{rows} 行、batch_size {config.batch_size} 无法平分给 {processes} 个进程，请改为其倍数",
+            f"{rows} rows in batches of {config.batch_size} cannot be shared by {processes} processes;"
+            " batch_size must be a multiple of them",
+        )
+    return Schedule.of(config, steps)
 
 
 def check(config: BgeTrainingConfig, rows: Sequence[RetrievalRow], directory: ModelDirectory) -> None:
@@ -122,6 +134,15 @@ def check(config: BgeTrainingConfig, rows: Sequence[RetrievalRow], directory: Mo
             f"matryoshka 中的 {size} 超过模型的维数 {directory.dimensions}，请去掉",
             f"matryoshka has {size}, the model only {directory.dimensions} dimensions; remove it",
         )
+    check_rows(config, rows)
+
+
+def check_rows(config: RetrievalTrainingConfig, rows: Sequence[RetrievalRow]) -> None:
+    """Nothing, where every row has what the settings ask of it; rerankers', too.
+
+    Raises:
+        TrainingError: some have not; says which and what to do.
+    """
     if config.group_size > 1:
         _all_rows(rows, lambda row: bool(row.neg), "没有 neg，group_size 应为 1，或先用 ragproj data mine 挖掘负例",
                   "have no neg: set group_size=1, or mine negatives with `ragproj data mine`")  # fmt: skip
@@ -154,14 +175,11 @@ class _Retriever(Learner[StepBatch, Embeddings]):
         self.device = choose_device(config.device, processes.local_rank)
         self.numbers = choose_numbers(config.precision, self.device)
         self.schedule = schedule_of(config, len(rows), processes.count)
-        if self.schedule.steps_per_epoch == 0 or config.batch_size % processes.count:
-            raise TrainingError(
-                f"{len(rows)} 行、batch_size {config.batch_size} 无法平分给 {processes.count} 个进程，请改为其倍数",
-                f"{len(rows)} rows in batches of {config.batch_size} cannot be shared by {processes.count} processes;"
-                " batch_size must be a multiple of them",
-            )
         self.tokenizer = BgeTokenizer.from_directory(directory)
         self.model = training_encoder(config, directory, self.device)
+        # recomputed layers draw their dropout from torch's own generator, which workers must not share
+        self.workers = Workers(self.model, 1 if config.gradient_checkpointing else Workers.fitting(self.device))
+        self.graph_tokens = config.graph_tokens_of(self.model, self.device, checkpointing=config.gradient_checkpointing)
         self.optimizer = adamw(self.model, config, embedding_rate=config.embedding_rate)
         self.objective = Objective(
             config.temperature, config.in_batch_negatives, tuple(config.matryoshka), directory.normalize
@@ -234,22 +252,23 @@ class _Retriever(Learner[StepBatch, Embeddings]):
             max_rows=FORWARD_ROWS[device_kind(self.device)],
             device=self.device,
         )
-        with word_table(self.model, [piece.input_ids for piece in pieces]):
+        with word_table(self.workers.models, [piece.input_ids for piece in pieces]):
             loss = backward(
                 self._encode,
                 pieces,
                 scaled_loss,
-                graph_tokens=self.config.graph_tokens,
+                self.workers,
+                graph_tokens=self.graph_tokens,
                 seed=seeded(self.config.seed, step, self.processes.rank),
             )
         own = float(loss) / scaler.get_scale()
         return own if self.everywhere else self.processes.total(own, self.device)
 
-    def _encode(self, piece: MicroBatch) -> Tensor:
-        """Vectors of a piece, (n, dimensions)."""
+    def _encode(self, model: nn.Module, piece: MicroBatch) -> Tensor:
+        """Vectors of a piece by a worker's model, (n, dimensions)."""
         # entered for each piece: weights it casts in a pass without gradients must not be used in one with them
         with self.numbers.autocast(self.device):
-            return embed(self.model, piece.input_ids, piece.attention_mask, self.directory)
+            return embed(model, piece.input_ids, piece.attention_mask, self.directory)
 
 
 def rows_digest(rows: Sequence[RetrievalRow]) -> str:

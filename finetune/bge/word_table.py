@@ -6,6 +6,7 @@ the last. Here the few thousand words of a step stand in a small table, whose gr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -17,31 +18,45 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def word_table(encoder: nn.Module, input_ids: Sequence[Tensor]) -> Iterator[None]:
-    """The encoder looks words up in a table of those in `input_ids`; on leaving their gradient is the embedding's.
+def word_table(encoders: Sequence[nn.Module], input_ids: Sequence[Tensor]) -> Iterator[None]:
+    """The encoders look words up in a table of those in `input_ids`; on leaving its gradient is that of the first.
 
     Without an embedding that is trained nothing changes.
+
+    Args:
+        encoders: a model and views of it with gradients of their own; each has a table of its own.
+        input_ids: all that they will be asked.
     """
     import torch
 
-    embedding = cast("Any", base_model(encoder)).get_input_embeddings()
-    weight = embedding.weight
+    embeddings = [cast("Any", base_model(encoder)).get_input_embeddings() for encoder in encoders]
+    weight, padding = embeddings[0].weight, embeddings[0].padding_idx
     if not weight.requires_grad:
         yield
         return
     words = torch.cat([ids.flatten() for ids in input_ids]).unique()
-    table = weight.detach()[words].requires_grad_()
     places = torch.empty(len(weight), dtype=torch.long, device=weight.device)
     places[words] = torch.arange(len(words), device=weight.device)
-    embedding.forward = lambda ids: torch.nn.functional.embedding(places[ids], table)
+    tables = []
+    for embedding in embeddings:
+        tables.append(weight.detach()[words].requires_grad_())
+        embedding.forward = functools.partial(_looked_up, places, tables[-1])
     try:
         yield
     finally:
-        del embedding.forward  # the class's own shows again
-    if table.grad is None:
-        return
-    if embedding.padding_idx is not None:
-        table.grad[words == embedding.padding_idx] = 0.0
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
-    weight.grad.index_add_(0, words, table.grad)
+        for embedding in embeddings:
+            del embedding.forward  # the class's own shows again
+    for table in tables:
+        if table.grad is None:
+            continue
+        if padding is not None:
+            table.grad[words == padding] = 0.0
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_add_(0, words, table.grad)
+
+
+def _looked_up(places: Tensor, table: Tensor, ids: Tensor) -> Tensor:
+    import torch
+
+    return torch.nn.functional.embedding(places[ids], table)

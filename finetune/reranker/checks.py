@@ -16,6 +16,7 @@ from finetune.bge.checks import (
     sampled,
     typical,
 )
+from finetune.bge.workers import Workers
 from finetune.data.rows import RetrievalRow
 from finetune.doctor import (
     Finding,
@@ -91,7 +92,7 @@ def memory_forecast(
     *,
     parameters: int,
 ) -> Forecast:
-    """What the process will take: the graph of a whole step where it is small, else of one micro-batch.
+    """What one process will take: the graph of a whole step where it is small, else of one micro-batch.
 
     Args:
         config: the settings.
@@ -105,10 +106,12 @@ def memory_forecast(
     sizes: Any = AutoConfig.from_pretrained(str(directory.path))
     pair = typical(lengths, config.max_tokens)
     dropout = sizes.attention_probs_dropout_prob if config.dropout is None else config.dropout
-    whole = config.batch_size * config.group_size * pair
+    rows = max(1, config.batch_size // hardware.processes)
+    at_once = config.least_graph_tokens(hardware.device) + config.tokens_at_once(hardware.device)
     plan = Plan(
         trainable=parameters,
-        tokens=min(whole, config.graph_tokens + config.tokens_at_once(hardware.device)),
+        tokens=min(rows * config.group_size * pair, at_once),
+        workers=Workers.fitting(hardware.device),
         length=pair,
         activation_bytes=hardware.number_bytes(config.precision),
         attention_scores=hardware.kind == "cpu" and dropout > 0,

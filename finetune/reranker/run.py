@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from chains.bge.directory import digest, read_model_directory, resolve_model
 from finetune.bge.checks import Hardware
-from finetune.bge.train import rows_digest
+from finetune.bge.train import rows_digest, schedule_of
 from finetune.blend import mix
 from finetune.data.rows import RetrievalRow, read_retrieval_rows
+from finetune.distributed import Processes, joined
 from finetune.doctor import Finding, Monitor
 from finetune.evaluation import Scores
 from finetune.gate import DEV
@@ -21,16 +21,15 @@ from finetune.reranker.candidates import CandidateSet, evaluate_found, evaluate_
 from finetune.reranker.checks import examine
 from finetune.reranker.config import RerankerTrainingConfig
 from finetune.reranker.model import PairScorer, has_head, load_cross_encoder, save_cross_encoder
-from finetune.reranker.train import schedule_of, train
-from finetune.run import Outcome, Task, Teller, conclude, finished, run, set_sections
+from finetune.reranker.train import train
+from finetune.run import Outcome, Task, Teller, run_together, set_sections
 from finetune.training_loop import CANDIDATE, Observe, TrainingResult
-from loaders.errors import UsageError
 
 
 def finetune_reranker(
     config: RerankerTrainingConfig, *, observe: Observe | None = None, tell: Teller | None = None
-) -> Outcome:
-    """Train, judge and promote.
+) -> Outcome | None:
+    """Train, judge and promote; None in all processes but the first.
 
     Args:
         config: the settings.
@@ -39,18 +38,11 @@ def finetune_reranker(
 
     Raises:
         DoctorError: something is wrong with the run; it says what to do.
-        UsageError: the output holds a promoted model of another run, there is no dev set, or torchrun started several
-            processes.
+        UsageError: the output holds a promoted model of another run, or there is no dev set.
         RagProjError: rows, sets or the model cannot be read.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "重排模型的训练只支持单个进程，请不要用 torchrun 启动",
-            "a reranker is trained in a single process; start it without torchrun",
-        )
-    task = RerankerTask(config, observe=observe, tell=tell)
-    outcome = finished(task)
-    return run(task) if outcome is None else conclude(task, outcome)
+    with joined(config.device) as processes:
+        return run_together(RerankerTask(config, processes, observe=observe, tell=tell), processes)
 
 
 class RerankerTask(Task):
@@ -61,16 +53,23 @@ class RerankerTask(Task):
     rows: Sequence[RetrievalRow]
 
     def __init__(
-        self, config: RerankerTrainingConfig, *, observe: Observe | None = None, tell: Teller | None = None
+        self,
+        config: RerankerTrainingConfig,
+        processes: Processes | None = None,
+        *,
+        observe: Observe | None = None,
+        tell: Teller | None = None,
     ) -> None:
         """Rows and sets are read here, candidates are searched; the model is loaded later."""
         super().__init__(observe=observe, tell=tell)
+        processes = processes or Processes()
         self.config, evaluation = config, config.evaluation
         sections = set_sections(evaluation.dev, evaluation.extra, example="evaluation.dev.rows=[dev.jsonl]")
         self.rows = read_retrieval_rows(config.train)
         self.base = resolve_model(config.model)
         self.directory = read_model_directory(self.base)
-        self._device = choose_device(config.device)
+        self._device, self._processes = choose_device(config.device, processes.local_rank), processes.count
+        self._steps = schedule_of(config, len(self.rows), self._processes).steps
         limits = {"max_passages": evaluation.max_passages, "seed": evaluation.seed}
         questions = evaluation.max_questions
         read = {
@@ -103,8 +102,8 @@ class RerankerTask(Task):
             self.rows,
             self.sets[DEV].questions,
             self.directory,
-            Hardware.of(self._device, 1),
-            steps=schedule_of(self.config, len(self.rows)).steps,
+            Hardware.of(self._device, self._processes),
+            steps=self._steps,
         )
 
     def measure(self, tuned: Path | None, *, fused: bool) -> Measured:

@@ -1,4 +1,4 @@
-"""What one process's part of a batch is. Two real processes train in test_train.py."""
+"""What one process's part of a batch is. Two real processes train in bge/test_train.py and reranker/test_run.py."""
 
 from __future__ import annotations
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from finetune.memory import Plan, Shape, _control_group, _machine, activations, available_memory, forecast, gigabytes
+from finetune.memory import (
+    Plan,
+    Shape,
+    _control_group,
+    _machine,
+    activations,
+    available_memory,
+    forecast,
+    gigabytes,
+    graph_tokens_that_fit,
+)
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, VOCABULARY = 64, 256, 3, 4, 500
 
@@ -94,6 +104,17 @@ def test_the_forecast_of_bge_base_is_that_counted_by_hand() -> None:
     found = forecast(Shape(102_000_000, 12, 768, 3072, 12), Plan(trainable=102_000_000, tokens=8192, length=256))
     assert found.weights + found.gradients + found.optimizer == 1_632_000_000
     assert found.activations == 8192 * 580_608
+
+
+def test_a_gpus_free_memory_decides_how_many_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_bert(dropout=0.0)
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    a_token = activations(shape(model), Plan(trained, tokens=1, length=1))
+    monkeypatch.setattr("finetune.memory.available_memory", lambda device: 16 * trained + 1000 * a_token)
+    assert graph_tokens_that_fit(model, "cuda:0") == 800
+    assert graph_tokens_that_fit(model, "cuda:0", checkpointing=True) > 800
+    monkeypatch.setattr("finetune.memory.available_memory", lambda device: 8 * trained)
+    assert graph_tokens_that_fit(model, "cuda:0") == 0
 
 
 def test_available_memory_is_the_least_that_anything_allows(tmp_path: Path) -> None:

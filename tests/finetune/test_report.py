@@ -117,6 +117,16 @@ def test_the_page_compares_the_hybrid_with_lexical_search_and_with_itself_before
     assert json.dumps(manifest)
 
 
+def test_the_page_shows_what_shortened_vectors_find() -> None:
+    short = report(prefixes={16: SetReport(scores(30), scores(50), sampled=True)})
+    text = page(short)
+    assert "| dev，16 维 | ndcg@10 | 0.3000 | 0.5000 | +0.2000 |" in text
+    found = short.as_dict()["prefixes"]["16"]
+    assert (found["recall@1"]["after"], found["questions"], found["sampled"]) == (0.5, 100, True)
+    assert report().as_dict()["prefixes"] is None
+    assert "截短" not in page(report())
+
+
 def test_a_reranker_is_compared_with_the_order_its_candidates_were_found_in() -> None:
     found = report(kind="reranker", found={"dev": scores(45)})
     assert "| dev | ndcg@10 | 0.4500 | 0.6000 | +0.1500 |" in page(found)

@@ -18,6 +18,7 @@ from chains.bge.directory import (
     digest,
     read_model_directory,
     resolve_model,
+    trained_prefixes,
     write_layout,
 )
 from chains.bge.embeddings import BGEEmbeddings
@@ -115,6 +116,23 @@ def test_the_digest_follows_the_weights(bert: Path, tmp_path: Path) -> None:
         file.seek(-1, 2)
         file.write(b"\x01")
     assert digest(tmp_path / "copy") != digest(bert)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        ({"settings": {"matryoshka": [64, 16]}}, (64, 16)),
+        ({"settings": {"matryoshka": []}}, ()),
+        ({"settings": {"lora": {}}}, None),  # of another kind of model
+        ("{", None),
+        ([], None),
+    ],
+)
+def test_the_lengths_that_were_trained_stand_in_the_report(tmp_path: Path, report: Any, expected: Any) -> None:
+    assert trained_prefixes(tmp_path) is None
+    text = report if isinstance(report, str) else json.dumps(report)
+    (tmp_path / "ragproj.json").write_text(text, encoding="utf-8")
+    assert trained_prefixes(tmp_path) == expected
 
 
 def test_a_directory_without_weights_is_refused(bert: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ from langchain_core.embeddings import Embeddings
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
-from chains.bge.directory import CHINESE_INSTRUCTION, read_model_directory
+from chains.bge.directory import CHINESE_INSTRUCTION, digest, read_model_directory
 from chains.bge.embeddings import BGEEmbeddings
 from chains.bge.encoder import load_encoder
+from chains.config import BgeEmbeddingsConfig
 from chains.embeddings import ArrayEmbeddings, Fingerprinted, TokenLimited
+from chains.retrieval_qa import build_embeddings
 from loaders.errors import UsageError
 
 TEXTS = ["怎样备份知识库？", "第一条 为了惩罚犯罪，保护人民。", "rag and bm25", "", "向量" * 400, "😀 emoji"]
@@ -172,16 +177,116 @@ def test_the_fingerprint_changes_with_whatever_changes_vectors(bert: Path, xlm_r
         BGEEmbeddings(bert, adapter),
         BGEEmbeddings(bert, max_length=128),
         BGEEmbeddings(bert, query_instruction=""),
+        BGEEmbeddings(bert, dimensions=32),
+        BGEEmbeddings(bert, dimensions=16),
     ]
     assert len({embeddings.fingerprint for embeddings in variants}) == len(variants)
 
 
-def test_the_fingerprint_is_the_same_for_every_engine_and_copy(bert: Path, tmp_path: Path) -> None:
-    import shutil
+def test_whole_vectors_have_the_fingerprint_that_they_had_before_they_could_be_cut(bert: Path) -> None:
+    """As of 33afc2a: knowledge bases keep their vectors."""
+    made = repr((digest(bert), "", True, "cls", True, CHINESE_INSTRUCTION, 512))
+    expected = f"bge-64-{hashlib.sha256(made.encode()).hexdigest()[:24]}"
+    assert BGEEmbeddings(bert).fingerprint == BGEEmbeddings(bert, dimensions=64).fingerprint == expected
 
+
+def test_the_fingerprint_is_the_same_for_every_engine_and_copy(bert: Path, tmp_path: Path) -> None:
     shutil.copytree(bert, tmp_path / "copy")
     prints = {BGEEmbeddings(bert, engine="torch").fingerprint, BGEEmbeddings(tmp_path / "copy").fingerprint}
     assert prints == {BGEEmbeddings(bert, engine="onnx_int8").fingerprint}
+
+
+@pytest.mark.parametrize(
+    ("engine", "bar"), [("torch", 0.9999), ("onnx_int8", 0.999), ("openvino", 0.9999), ("openvino_int8", 0.999)]
+)
+def test_cut_vectors_are_those_of_sentence_transformers_truncated(bert: Path, engine: Any, bar: float) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    if engine.startswith("openvino"):
+        pytest.importorskip("openvino")
+    other = SentenceTransformer(str(bert), device="cpu", truncate_dim=32).encode(TEXTS, normalize_embeddings=True)
+    ours = BGEEmbeddings(bert, engine=engine, dimensions=32)
+    vectors = ours.embed_documents_array(TEXTS)
+    assert vectors.shape == (len(TEXTS), 32)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert (vectors * other).sum(axis=1).min() >= bar
+    assert ours.engine.name.startswith(engine)
+    assert len(ours.embed_query("问题")) == 32
+    assert ours.embed_documents_array([]).shape == (0, 32)
+
+
+def test_cut_vectors_keep_their_length_where_the_directory_does_not_normalise(bert: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    raw = tmp_path / "raw"
+    shutil.copytree(bert, raw)
+    modules = json.loads((raw / "modules.json").read_text(encoding="utf-8"))
+    (raw / "modules.json").write_text(json.dumps(modules[:2]), encoding="utf-8")
+    other = SentenceTransformer(str(raw), device="cpu", truncate_dim=32).encode(TEXTS)
+    vectors = BGEEmbeddings(raw, engine="torch", dimensions=32).embed_documents_array(TEXTS)
+    assert np.allclose(vectors, other, atol=1e-5)
+    assert not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=0.1)
+
+
+@pytest.mark.parametrize("dimensions", [0, -1, 65])
+def test_dimensions_that_the_vectors_do_not_have_are_refused(bert: Path, dimensions: int) -> None:
+    with pytest.raises(UsageError, match=f"dimensions is {dimensions};.* give 1 to 64"):
+        BGEEmbeddings(bert, dimensions=dimensions)
+
+
+def test_a_config_can_cut_vectors(bert: Path) -> None:
+    embeddings = build_embeddings(BgeEmbeddingsConfig(model=str(bert), engine="torch", dimensions=16))
+    whole = BGEEmbeddings(bert, engine="torch").embed_query("问题")[:16]
+    assert np.allclose(embeddings.embed_query("问题"), np.array(whole) / np.linalg.norm(whole), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "said"),
+    [
+        ([64, 16], 32, "vectors of 32 numbers are not what"),
+        ([64, 16], 16, None),
+        ([64, 16], None, None),
+        ([], 16, "set dimensions to one of 64,"),  # trained without prefixes: the whole vector alone
+        ([], None, None),
+        ([32, 16], None, "set dimensions to one of 16, 32,"),  # the full length was not named
+    ],
+)
+def test_a_length_that_was_not_trained_is_warned_of(
+    bert: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    trained: list[int],
+    asked: int | None,
+    said: str | None,
+) -> None:
+    model = reported(bert, tmp_path / "model", trained)
+    BGEEmbeddings(model, dimensions=asked)
+    assert caplog.text == "" if said is None else said in caplog.text
+
+
+def test_an_adapter_says_itself_for_which_lengths_it_was_trained(
+    bert: Path, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tuned = reported(bert, tmp_path / "model", [64, 32]), reported(adapter, tmp_path / "adapter", [64, 16])
+    BGEEmbeddings(model, tuned, dimensions=16)
+    assert caplog.text == ""
+    BGEEmbeddings(model, tuned, dimensions=32)
+    assert f"not what {tuned} was trained for" in caplog.text
+
+
+def test_a_directory_without_a_report_is_cut_without_a_warning(bert: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        BGEEmbeddings(bert, dimensions=16)
+    assert "does not say for which lengths it was trained" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def reported(source: Path, target: Path, trained: list[int]) -> Path:
+    """A copy of a model or an adapter with the report of a training over these lengths."""
+    shutil.copytree(source, target)
+    report = {"kind": "bge", "settings": {"matryoshka": trained}}
+    (target / "ragproj.json").write_text(json.dumps(report), encoding="utf-8")
+    return target
 
 
 def test_weights_in_memory_embed_as_they_change(bert: Path) -> None:

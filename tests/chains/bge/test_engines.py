@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,27 @@ def test_an_engine_below_the_bar_refuses_itself(
     assert np.array_equal(vectors, reference)
 
 
+def test_sixteen_bits_that_overflow_refuse_themselves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import torch
+    from bge_models import build_bert
+    from safetensors.torch import load_file, save_file
+
+    model = build_bert(tmp_path / "model")
+    sound = BGEEmbeddings(model, engine="torch", dtype="float16")
+    sound.embed_query("问题")
+    assert sound.engine.name == "torch cpu float16"
+    weights = load_file(model / "model.safetensors")
+    wide = "encoder.layer.0.intermediate.dense.weight"
+    weights[wide] = weights[wide] * 1e5  # within float32, beyond the 65,504 of float16
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    exact = BGEEmbeddings(model, engine="torch").embed_documents_array(TEXTS)
+    overflowing = BGEEmbeddings(model, engine="torch", dtype="float16")
+    assert np.array_equal(overflowing.embed_documents_array(TEXTS), exact)
+    assert overflowing.engine.name == "torch cpu float32"
+    assert "torch cpu float16 refuses itself: cosine 0.00000" in caplog.text
+    assert torch.isfinite(torch.from_numpy(exact)).all()
+
+
 def test_auto_remembers_what_it_measured_beside_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,12 +133,21 @@ class Counting:
     name = "counting"
     parallel = False
 
-    def __init__(self, limits: Any) -> None:
+    def __init__(self, limits: Any, *, ahead: int = 0) -> None:
         self.limits = limits
+        self.ahead = ahead
         self.batches = 0
+        self.at_once = self.most_at_once = 0
+        self._lock = threading.Lock()
 
     def embed(self, rows: Sequence[Sequence[int]]) -> Any:
-        self.batches += 1
+        with self._lock:
+            self.batches += 1
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        time.sleep(0.001)
+        with self._lock:
+            self.at_once -= 1
         return np.array([[row[0]] for row in rows], np.float32)
 
 
@@ -129,9 +161,17 @@ def test_batches_go_to_every_device_and_vectors_keep_their_order() -> None:
     assert engines[1].batches > 0
 
 
-def test_threads_of_a_pool_leave_torch_as_it_was(bert: Path) -> None:
-    import threading
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_gpu_gets_the_next_batch_while_it_computes_one(ahead: int) -> None:
+    from chains.bge.engines import BatchLimits
 
+    engine = Counting(BatchLimits(8, 2), ahead=ahead)
+    rows = [[number] * (1 + number % 5) for number in range(100)]
+    assert EnginePool([engine]).embed(rows, 1)[:, 0].tolist() == list(range(100))
+    assert engine.most_at_once == 1 + ahead
+
+
+def test_threads_of_a_pool_leave_torch_as_it_was(bert: Path) -> None:
     import torch
 
     def threads_elsewhere() -> int:

@@ -9,8 +9,10 @@ import torch
 
 from chains.bge.directory import ModelDirectory, read_model_directory
 from chains.bge.encoder import embed, load_encoder
+from finetune.bge.dropout import use_cheap_dropout
 from finetune.bge.gradient_cache import MicroBatch, backward, micro_batches
 from finetune.bge.loss import Objective, loss_of
+from finetune.bge.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +37,16 @@ def in_batch_loss(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def gradient(
-    directory: ModelDirectory, ids: list[list[int]], graph_tokens: int
+    directory: ModelDirectory, ids: list[list[int]], graph_tokens: int, *, workers: int = 1
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """(loss, gradient by parameter) with dropout on."""
     encoder = load_encoder(directory).train()
+    use_cheap_dropout(encoder)
     loss = backward(
-        lambda piece: embed(encoder, piece.input_ids, piece.attention_mask, directory),
+        lambda model, piece: embed(model, piece.input_ids, piece.attention_mask, directory),
         pieces_of(ids),
         in_batch_loss,
+        Workers(encoder, workers),
         graph_tokens=graph_tokens,
         seed=7,
     )
@@ -60,9 +64,10 @@ def test_the_cached_gradient_is_that_of_one_graph_over_the_batch(directory: Mode
     expected = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
     encoder.zero_grad()
     loss = backward(
-        lambda piece: embed(encoder, piece.input_ids, piece.attention_mask, directory),
+        lambda model, piece: embed(model, piece.input_ids, piece.attention_mask, directory),
         pieces_of(ids),
         in_batch_loss,
+        Workers(encoder),
         graph_tokens=0,
         seed=0,
     )
@@ -73,14 +78,28 @@ def test_the_cached_gradient_is_that_of_one_graph_over_the_batch(directory: Mode
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("graph_tokens", [0, 200, 10**6])
-def test_how_much_is_cached_does_not_change_a_bit_with_dropout_on(directory: ModelDirectory, graph_tokens: int) -> None:
+def test_how_much_is_cached_does_not_change_a_bit_with_dropout_on(
+    directory: ModelDirectory, graph_tokens: int, workers: int
+) -> None:
     ids = texts(30)
-    expected_loss, expected = gradient(directory, ids, 100)
-    loss, found = gradient(directory, ids, graph_tokens)
+    expected_loss, expected = gradient(directory, ids, 100, workers=workers)
+    loss, found = gradient(directory, ids, graph_tokens, workers=workers)
     assert loss == expected_loss
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_find_the_gradient_of_one_with_dropout_on(directory: ModelDirectory, workers: int) -> None:
+    ids = texts(30)
+    expected_loss, expected = gradient(directory, ids, 200)
+    loss, found = gradient(directory, ids, 200, workers=workers)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_batch_sixteen_times_as_large_needs_no_more_memory(directory: ModelDirectory) -> None:

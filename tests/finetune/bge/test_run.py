@@ -134,6 +134,20 @@ def test_dev_is_measured_together_with_lexical_search_where_it_is_asked_for(work
     )
 
 
+def test_every_trained_length_is_measured_and_served(workshop: Make, caplog: pytest.LogCaptureFixture) -> None:
+    outcome = run(workshop(matryoshka=[64, 32]))
+    lengths = outcome.manifest["prefixes"]
+    assert list(lengths) == ["64", "32"]
+    assert lengths["64"]["ndcg@10"] == pytest.approx(outcome.manifest["metrics"]["dev"]["ndcg@10"], abs=1e-3)
+    short = BGEEmbeddings(outcome.model, engine="torch", dimensions=32)
+    assert caplog.text == ""
+    scores = evaluate_embeddings(short, from_rows("dev", concept_rows(150, seed=1)))
+    assert scores.mean("ndcg@10") == pytest.approx(lengths["32"]["ndcg@10"]["after"], abs=1e-4)
+    assert lengths["32"]["ndcg@10"]["low"] > 0
+    BGEEmbeddings(outcome.model, engine="torch", dimensions=16)
+    assert "set dimensions to one of 32, 64" in caplog.text
+
+
 def test_where_training_forgets_a_mixture_that_does_not_is_promoted(workshop: Make) -> None:
     config = workshop(model=str(run(workshop(dialect=1)).model), learning_rate=1e-3)
     old = config.parent / "old.jsonl"  # what the base has learnt

@@ -29,7 +29,7 @@ from chains.bge.directory import read_model_directory
 from chains.bge.embeddings import BGEEmbeddings
 from finetune.bge.config import BgeTrainingConfig
 from finetune.bge.run import finetune_bge
-from finetune.bge.train import rows_digest, train
+from finetune.bge.train import rows_digest, schedule_of, train
 from finetune.data.rows import RetrievalRow
 from finetune.training_loop import TrainingError
 
@@ -247,6 +247,14 @@ def test_embeddings_learn_at_a_rate_of_their_own(tiny_model: Path, tmp_path: Pat
 
 
 # --- what does not fit together
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(40, 8), (2, 9)])
+def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(rows: int, batch_size: int) -> None:
+    config = training_config(Path("m"), Path("o"), batch_size=batch_size, max_steps=6)
+    assert schedule_of(config, rows, 1).steps == 6
+    with pytest.raises(TrainingError, match=f"{rows} rows in batches of {batch_size} cannot be shared by 3 processes"):
+        schedule_of(config, rows, 3)
 
 
 def test_rows_without_negatives_are_named() -> None:

@@ -52,6 +52,12 @@ def test_an_adapter_cannot_have_a_query_instruction_of_its_own() -> None:
         BgeTrainingConfig.read(CONFIGS / "bge_lora.yaml", ["query_instruction=x"])
 
 
+@pytest.mark.parametrize("length", [0, -16])
+def test_a_prefix_without_numbers_is_refused(length: int) -> None:
+    with pytest.raises(ConfigError, match="matryoshka"):
+        BgeTrainingConfig.read(CONFIGS / "bge_full.yaml", [f"matryoshka=[768, {length}]"])
+
+
 def test_every_field_has_a_meaning() -> None:
     for name, field in BgeTrainingConfig.model_fields.items():
         section = isinstance(field.annotation, type) and issubclass(field.annotation, Config)

@@ -27,7 +27,7 @@ def test_all_gradients_are_those_without_a_table(tiny_model: Path) -> None:
     encoder = load_encoder(directory)
     expected = gradients(encoder, directory)
     encoder.zero_grad()
-    with word_table(encoder, [ids for ids, _ in PIECES]):
+    with word_table([encoder], [ids for ids, _ in PIECES]):
         gradients(encoder, directory)
     found = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
@@ -43,7 +43,7 @@ def test_afterwards_words_outside_the_table_are_read_again(tiny_model: Path) -> 
     encoder: Any = load_encoder(directory)
     ids, mask = pad([[2, 70, 3]], 0)
     before = embed(encoder, ids, mask, directory)
-    with word_table(encoder, [ids for ids, _ in PIECES]):
+    with word_table([encoder], [ids for ids, _ in PIECES]):
         pass
     assert torch.equal(embed(encoder, ids, mask, directory), before)
     assert encoder.get_input_embeddings().weight.grad is None
@@ -52,7 +52,7 @@ def test_afterwards_words_outside_the_table_are_read_again(tiny_model: Path) -> 
 def test_a_frozen_embedding_stays_as_it_is(tiny_model: Path) -> None:
     directory = read_model_directory(tiny_model)
     encoder: Any = training_encoder(training_config(tiny_model, Path("o"), method="lora"), directory, "cpu")
-    with word_table(encoder, []):
+    with word_table([encoder], []):
         found = gradients(encoder, directory)
     assert found
     assert all("lora_" in name for name in found)

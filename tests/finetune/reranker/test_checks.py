@@ -42,12 +42,12 @@ def test_a_training_that_does_not_fit_is_found_before_it_begins(tiny_encoder: Pa
 
 def test_the_forecast_grows_with_the_pairs_of_a_step_up_to_a_micro_batch(tiny_encoder: Path) -> None:
     directory = read_model_directory(tiny_encoder)
-    hardware = Hardware("cpu", has_bf16=False, memory=None)
 
-    def activations(**settings: Any) -> int:
-        plan = config(dropout=0.0, max_tokens=64, **settings)
+    def activations(processes: int = 1, **settings: Any) -> int:
+        plan, hardware = config(dropout=0.0, max_tokens=64, **settings), Hardware("cpu", False, None, processes)
         return memory_forecast(plan, directory, hardware, [40], parameters=10**6).activations
 
     one = activations(batch_size=1)  # 4 pairs of 40 tokens
     assert activations(batch_size=2) == 2 * one
+    assert activations(processes=2, batch_size=2) == one
     assert activations(batch_size=10**6, graph_tokens=0, micro_batch_tokens=320) == 2 * one

@@ -1,9 +1,10 @@
-"""Training of a reranker: FlagEmbedding's loss, resume, and directories that every library opens alike."""
+"""Training of a reranker: FlagEmbedding's loss, several processes, resume, directories every library opens alike."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,15 @@ import numpy as np
 import pytest
 from bge_models import build_reranker
 from concept_rows import concept_rows, write_concepts, write_training_yaml
+from training_tasks import (
+    finished,
+    make_rows,
+    reranker_config,
+    run_command,
+    start,
+    train_reranker_and_die,
+    train_reranker_and_record,
+)
 
 from chains.bge.directory import ModelDirectoryError, read_model_directory
 from chains.lora import base_mark
@@ -19,6 +29,7 @@ from finetune.reranker.config import RerankerTrainingConfig
 from finetune.reranker.model import PairScorer, load_cross_encoder
 from finetune.reranker.run import RerankerTask, finetune_reranker
 from finetune.reranker.train import group_loss, train
+from finetune.training_loop import TrainingError
 from ui.cli import main
 
 BGE_ONLY = ("temperature", "query_max_tokens", "passage_max_tokens", "query_instruction")
@@ -33,18 +44,11 @@ def write_config(folder: Path, base: Path, **settings: Any) -> Path:
     return path
 
 
-def small_config(base: Path, output: Path, **settings: Any) -> RerankerTrainingConfig:
-    content = {"model": str(base), "output": str(output), "train": ["t"], "batch_size": 4, "group_size": 3}
-    return RerankerTrainingConfig.from_dict(
-        {**content, "max_tokens": 32, "dropout": 0.0, "max_steps": 4, "learning_rate": 1e-3, **settings}, where="test"
-    )
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The candidate of a short training."""
     output = tmp_path_factory.mktemp("run")
-    train(small_config(tiny_encoder, output), concept_rows(16, seed=3), read_model_directory(tiny_encoder))
+    train(reranker_config(tiny_encoder, output), concept_rows(16, seed=3), read_model_directory(tiny_encoder))
     return output / "candidate"
 
 
@@ -65,7 +69,7 @@ def test_the_loss_of_every_step_is_flagembeddings(tiny_encoder: Path, tmp_path: 
     # one negative a row: nothing is drawn
     rows = [RetrievalRow(row.query, row.pos, row.neg[:1]) for row in concept_rows(4, seed=3)]
     directory = read_model_directory(tiny_encoder)
-    config = small_config(
+    config = reranker_config(
         tiny_encoder, tmp_path / "run", group_size=2, max_steps=20, weight_decay=0.0, max_grad_norm=None,
         warmup_share=0.0, learning_rate=1e-4,
     )  # fmt: skip
@@ -114,6 +118,18 @@ def test_distillation_adds_flagembeddings_term() -> None:
     assert float(group_loss(scores, teacher)) == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_rows_without_scores_or_negatives_are_named_before_anything_is_loaded(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    rows = [*make_rows(3), RetrievalRow("问题", ("答案",), ("别的",), file="rows.jsonl", line=9)]
+    directory = read_model_directory(tiny_encoder)
+    with pytest.raises(TrainingError, match=r"1 rows have no pos_scores and neg_scores.*: rows\.jsonl:9"):
+        train(reranker_config(tiny_encoder, tmp_path, distillation=True), rows, directory)
+    with pytest.raises(TrainingError, match=r"1 rows have no neg.*: rows\.jsonl:4"):
+        alone = RetrievalRow("问题", ("答案",), file="rows.jsonl", line=4)
+        train(reranker_config(tiny_encoder, tmp_path), [*rows, alone], directory)
+
+
 def test_flagembedding_and_sentence_transformers_score_the_directory_as_we_do(trained: Path) -> None:
     import torch
     from FlagEmbedding import FlagReranker
@@ -135,12 +151,49 @@ def test_a_broken_off_training_ends_with_the_same_weights(trained: Path, tiny_en
         if event.step == 3:
             raise PowerCutError
 
-    config = small_config(tiny_encoder, tmp_path, checkpoint_steps=2)
+    config = reranker_config(tiny_encoder, tmp_path, checkpoint_steps=2)
     rows, directory = concept_rows(16, seed=3), read_model_directory(tiny_encoder)
     with pytest.raises(PowerCutError):
         train(config, rows, directory, observe=cut)
     assert train(config, rows, directory).steps == 4
     assert np.allclose(our_scores(tmp_path / "candidate"), our_scores(trained), atol=1e-6)
+
+
+def test_two_processes_killed_and_started_again_learn_what_one_learns(tiny_encoder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    # the last batch of an epoch has two rows: one a process
+    rows, settings = make_rows(10), {"checkpoint_steps": 2, "distillation": True}
+    killed = finished(start(train_reranker_and_die, tiny_encoder, tmp_path / "two", rows, settings, processes=2))
+    assert killed[0] == -signal.SIGKILL
+    assert killed[1] not in (0, -signal.SIGKILL)  # it is told that the other is gone
+    again = start(train_reranker_and_record, tiny_encoder, tmp_path / "two", rows, settings, processes=2)
+    train_reranker_and_record(tiny_encoder, tmp_path / "one", rows, settings)
+    assert finished(again) == [0, 0]
+    one, two = (json.loads((tmp_path / run / "record.json").read_text(encoding="utf-8")) for run in ("one", "two"))
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    # Adam moves as far with twice the gradient: its norm tells that it is the mean's. The first two steps are before.
+    assert two["norms"] == pytest.approx(one["norms"][2:], rel=1e-4)
+    left, right = (load_file(tmp_path / run / "candidate" / "model.safetensors") for run in ("one", "two"))
+    for name, weights in left.items():
+        # What softmax does not see has no gradient but rounding, which Adam brings to full size.
+        if not name.endswith(("key.bias", "classifier.bias")):
+            assert float((weights - right[name]).abs().max()) < 1e-5, name
+
+
+def test_the_command_in_two_processes_trains_one_model_that_the_first_judges(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, tiny_encoder, group_size=3, max_steps=2)
+    assert finished(start(run_command, ["finetune", "reranker", "--config", str(config)], processes=2)) == [1, 0]
+    (manifest,) = (tmp_path / "run").glob("*/ragproj.json")
+    found = json.loads(manifest.read_text(encoding="utf-8"))
+    alone = finetune_reranker(RerankerTrainingConfig.read(config, [f"output={tmp_path / 'alone'}"]))
+    assert alone is not None
+    losses, expected = (np.asarray(content["training"]["losses"]) for content in (found, alone.manifest))
+    assert np.allclose(losses, expected, atol=1e-4)
+    after, judged = (content["metrics"]["dev"]["ndcg@10"] for content in (found, alone.manifest))
+    assert after == pytest.approx(judged, abs=0.02)
 
 
 def test_a_run_that_learns_to_order_is_promoted(
@@ -152,12 +205,15 @@ def test_a_run_that_learns_to_order_is_promoted(
     assert output["kind"] == "reranker"
     gain = output["metrics"]["dev"]["ndcg@10"]
     assert gain["low"] > 0
-    assert finetune_reranker(RerankerTrainingConfig.read(config)).already
+    again = finetune_reranker(RerankerTrainingConfig.read(config))
+    assert again is not None
+    assert again.already
 
 
 def test_a_run_that_learns_nothing_is_refused(tiny_encoder: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, tiny_encoder, group_size=3, max_steps=1, learning_rate=1e-12)
     outcome = finetune_reranker(RerankerTrainingConfig.read(config))
+    assert outcome is not None
     assert not outcome.promoted
     assert outcome.model.name == "candidate"
     assert outcome.manifest["base"] == {"model": str(tiny_encoder), "digest": base_mark(tiny_encoder)}
