@@ -49,7 +49,7 @@ def build_bert(
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=uer["hidden_size"],
-        num_hidden_layers=layers or uer["layers_num"],
+        num_hidden_layers=uer["layers_num"] if layers is None else layers,
         num_attention_heads=uer["heads_num"],
         intermediate_size=uer["feedforward_size"],
         max_position_embeddings=uer["max_seq_length"],

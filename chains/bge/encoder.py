@@ -96,13 +96,11 @@ def embed(
     model = cast("Any", base_model(encoder))
     mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
     states = model.embeddings(input_ids=input_ids)
-    *layers, last = model.encoder.layer
-    for layer in layers:
+    by_first_token = directory.pooling == "cls"
+    layers = list(model.encoder.layer)
+    for layer in layers[:-1] if by_first_token else layers:
         states = layer(states, mask)
-    if directory.pooling == "cls":
-        vectors = _first_token(last, states, mask)
-    else:
-        vectors = _mean(last(states, mask), attention_mask)
+    vectors = _first_token(layers[-1], states, mask) if by_first_token else _mean(states, attention_mask)
     return torch.nn.functional.normalize(vectors.float(), dim=-1) if directory.normalize else vectors.float()
 
 
@@ -180,7 +178,7 @@ def _attend_to_projections(attention: Any, states: torch.Tensor, mask: torch.Ten
         attended = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=attention.scaling
         )
-    return attended.transpose(1, 2).flatten(1)
+    return cast("torch.Tensor", attended.transpose(1, 2).flatten(1))
 
 
 def _mean(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
