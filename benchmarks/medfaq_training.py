@@ -74,7 +74,7 @@ _BOTH: dict[str, Any] = {
     "graph_tokens": 100_000,
 }
 STAGES: dict[str, dict[str, Any]] = {
-    "words": {**_BOTH, "layers": 0, "copies": 40, "learning_rate": 2e-3, "micro_batch_tokens": 16_384},
+    "words": {**_BOTH, "layers": 0, "copies": 30, "learning_rate": 2e-3, "micro_batch_tokens": 16_384},
     "layers": {**_BOTH, "layers": 2, "copies": 6, "learning_rate": 3e-4, "embedding_rate": 2.0},
 }
 _ROWS = ("queries", "copies", "left_out")  # settings of the rows, not of the training

@@ -56,10 +56,13 @@ class BgeRerankerConfig(Config):
     type: Literal["bge_reranker"] = Field(default="bge_reranker", alias="_type")
     model: str = Field(min_length=1, description="directory of the model, or a model id such as BAAI/bge-reranker-base")
     adapter: str | None = Field(default=None, description="directory of a LoRA adapter trained on it")
+    engine: Literal["auto", "torch", "onnx_int8"] = Field(
+        default="auto", description="what computes; auto measures those that agree with float32 and takes the fastest"
+    )
     max_length: int = Field(default=512, ge=8, description="tokens of question and passage together")
     device: str | None = Field(default=None, description="cpu or cuda; null: a GPU where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: float16 on a GPU, else float32"
+        default="auto", description="of the engine torch; auto: float16 on a GPU, else float32"
     )
 
 

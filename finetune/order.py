@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 
@@ -11,8 +12,9 @@ def seeded(*parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
-def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:
+@functools.lru_cache(maxsize=2)  # every step asks, and a million rows take most of a second
+def epoch_order(rows: int, *, seed: int, epoch: int) -> tuple[int, ...]:
     """Row numbers in the order of an epoch, each once."""
     order = list(range(rows))
     random.Random(seeded(seed, epoch)).shuffle(order)  # noqa: S311 a sample, no secret
-    return order
+    return tuple(order)

@@ -114,13 +114,21 @@ def build_xlm_roberta(target: Path, *, hidden: int = 64, layers: int = 2, heads:
     return target
 
 
-def build_reranker(embedder: Path, target: Path, seed: int = 0) -> Path:
-    """Write a cross-encoder with one label and random weights, with the shape and the tokenizer of an embedder."""
+def build_reranker(embedder: Path, target: Path, seed: int = 0, spread: float | None = None) -> Path:
+    """Write a cross-encoder with one label and random weights, with the shape and the tokenizer of an embedder.
+
+    Args:
+        embedder: its directory.
+        target: directory to create.
+        seed: of the weights.
+        spread: standard deviation of the weights; the embedder's without one.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     without_modules(embedder, target)
     shape = AutoConfig.from_pretrained(str(embedder), num_labels=1)
+    shape.initializer_range = spread or shape.initializer_range
     torch.manual_seed(seed)
     AutoModelForSequenceClassification.from_config(shape).save_pretrained(target)
     return target

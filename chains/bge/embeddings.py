@@ -14,7 +14,8 @@ import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from chains.bge.directory import ModelDirectory, digest, read_model_directory, resolve_model, trained_prefixes
-from chains.bge.engines import DtypeName, Engine, EngineFactory, EngineName, TorchEngine, devices
+from chains.bge.embedding_engines import EncoderFactory, Ids, TorchEncoder
+from chains.bge.engines import DtypeName, Engine, EngineName, devices
 from chains.bge.pool import EnginePool, ahead
 from chains.bge.tokenizer import BgeTokenizer, truncated
 from chains.embeddings import Vectors, unit_length
@@ -70,7 +71,8 @@ class BGEEmbeddings(Embeddings):
         self.adapter = None if adapter is None else resolve_adapter(adapter)
         _report_untrained(self.adapter or directory.path, self.dimensions, whole=directory.dimensions)
         self._factories += [
-            EngineFactory(directory, self.adapter, self.tokenizer, device=name, dtype=dtype) for name in devices(device)
+            EncoderFactory(directory, self.adapter, self.tokenizer, device=name, dtype=dtype)
+            for name in devices(device)
         ]
         self._engine_name: EngineName = engine
 
@@ -81,7 +83,7 @@ class BGEEmbeddings(Embeddings):
         embeddings._setup(directory, query_instruction=None, max_length=None, dimensions=None)
         embeddings.adapter = None
         embeddings._encoder = encoder
-        embeddings._pool = EnginePool([TorchEngine(encoder, directory, pad_id=embeddings.tokenizer.pad_id)])
+        embeddings._pool = EnginePool([TorchEncoder(encoder, directory, pad_id=embeddings.tokenizer.pad_id)])
         return embeddings
 
     def _setup(
@@ -110,17 +112,17 @@ class BGEEmbeddings(Embeddings):
         self.dimensions = dimensions or directory.dimensions
         self.tokenizer = BgeTokenizer.from_directory(directory)
         self._encoder: torch.nn.Module | None = None
-        self._pool: EnginePool | None = None
-        self._factories: list[EngineFactory] = []
+        self._pool: EnginePool[Ids] | None = None
+        self._factories: list[EncoderFactory] = []
         self._cut_texts = 0
         self._lock = threading.Lock()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine[Ids]:
         """What computes (the first, where several GPUs do), its weights loaded."""
         return self._opened().engines[0]
 
-    def _opened(self) -> EnginePool:
+    def _opened(self) -> EnginePool[Ids]:
         with self._lock:
             if self._pool is None:
                 self._pool = EnginePool([factory.open(self._engine_name) for factory in self._factories])
@@ -182,7 +184,7 @@ class BGEEmbeddings(Embeddings):
         with _evaluating(self._encoder):
             # a thread that tokenizes ahead is worth starting where there is something ahead
             for rows in ahead(self._token_ids, windows) if len(windows) > 1 else map(self._token_ids, windows):
-                found = self._opened().embed(rows, self.directory.dimensions)
+                found = self._opened().compute(rows, self.directory.dimensions)
                 vectors[start : start + len(rows)] = self._shortened(found)
                 start += len(rows)
         if len(unique) == len(texts):

@@ -1,4 +1,4 @@
-"""Engines: what runs a BGE encoder, how each is held to the reference, and which one `auto` takes."""
+"""Engines: what runs a BGE model, how each is held to the reference, and which one `auto` takes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from chains.bge.batching import length_sorted_batches
 from chains.bge.directory import ModelDirectory, ModelDirectoryError, digest
 from chains.bge.tokenizer import BgeTokenizer
 from chains.caches import beside
@@ -32,10 +34,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "torch", "onnx_int8", "openvino", "openvino_int8"]
+RerankerEngineName = Literal["auto", "torch", "onnx_int8"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
-LEAST_COSINE = 0.999
-"""Of an engine's vectors to the reference's, the lowest over the probe; an engine below it refuses itself."""
+# What a model reads: the token ids of a text, or those of a pair and their types. Its length is its tokens.
+Row = TypeVar("Row", bound=Sized)
+_Row_contra = TypeVar("_Row_contra", bound=Sized, contravariant=True)
+
+
+class _RefusalError(Exception):
+    """An engine does not agree with float32."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,6 @@ _LIBRARIES: dict[str, _Library] = {
 _INT8_ATTEMPTS: tuple[tuple[Part, ...], ...] = ((), ("down",), ("down", "output"))
 # float16 first: a BERT's states mostly stay far below its limit, and it keeps three more bits than bfloat16
 _GPU_DTYPES: tuple[DtypeName, ...] = ("float16", "bfloat16")
-_PROBE_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ CPU_LIMITS = BatchLimits(token_budget=512, rows=32)
 GPU_LIMITS = BatchLimits(token_budget=65536, rows=1024)
 
 
-class Engine(Protocol):
-    """Something that turns token ids into vectors; safe to share between threads."""
+class Engine(Protocol[_Row_contra]):
+    """Something that turns token ids into vectors, or pairs into scores; safe to share between threads."""
 
     name: str
     limits: BatchLimits
@@ -90,54 +97,65 @@ class Engine(Protocol):
     ahead: int
     """Batches that are prepared and sent while one is computed: a GPU must not wait for them."""
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """Vectors of one batch of token ids, (n, dimensions) float32."""
+    def compute(self, rows: Sequence[_Row_contra]) -> Vectors:
+        """What the model makes of one batch, (n, numbers of each) float32."""
 
 
-class TorchEngine:
+class TorchEngine(ABC, Generic[Row]):
     """The reference: torch in float32 on a CPU, in 16 bits on a GPU."""
 
-    def __init__(self, encoder: torch.nn.Module, directory: ModelDirectory, *, pad_id: int) -> None:
-        """Args are an encoder from `load_encoder`, its directory and the id that pads."""
-        self._encoder = encoder
-        self._directory = directory
+    def __init__(self, model: torch.nn.Module, *, pad_id: int) -> None:
+        """Args are a model on its device and the id that pads."""
+        weights = next(model.parameters())
+        self._device = weights.device
         self._pad_id = pad_id
-        self._device = next(encoder.parameters()).device
-        self.name = f"torch {self._device} {next(encoder.parameters()).dtype}".replace("torch.", "")
+        self.name = f"torch {self._device} {weights.dtype}".replace("torch.", "")
         self.parallel = self._device.type == "cpu"
         self.ahead = 0 if self.parallel else 1
         self.limits = CPU_LIMITS if self.parallel else GPU_LIMITS
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """Vectors of one batch of token ids, (n, dimensions) float32."""
+    def compute(self, rows: Sequence[Row]) -> Vectors:
+        """What the model makes of one batch, (n, numbers of each) float32."""
         import torch
 
-        from chains.bge.encoder import embed, pad
-
-        ids, mask = pad(rows, self._pad_id)
         with torch.inference_mode():
-            mask = None if mask is None else mask.to(self._device)
-            vectors = embed(self._encoder, ids.to(self._device), mask, self._directory)
-        return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+            return np.asarray(self._forward(rows).float().cpu().numpy(), dtype=np.float32)
+
+    @abstractmethod
+    def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        """The same, on the device."""
+
+    def _padded(self, rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(numbers, mask) on the device; the mask is None where nothing is padded."""
+        from chains.bge.encoder import pad
+
+        numbers, mask = pad(rows, pad_id)
+        return numbers.to(self._device), None if mask is None else mask.to(self._device)
 
 
-class SimpleEngine:
-    """An engine for the CPU made of a function from token ids to vectors."""
+class SimpleEngine(Generic[Row]):
+    """An engine for the CPU made of a function."""
 
-    def __init__(self, name: str, compute: Callable[[Sequence[Sequence[int]]], Vectors], *, parallel: bool) -> None:
+    def __init__(
+        self, name: str, compute: Callable[[Sequence[Row]], Vectors], *, parallel: bool, limits: BatchLimits
+    ) -> None:
         self.name = name
-        self.limits = CPU_LIMITS
+        self.limits = limits
         self.parallel = parallel
         self.ahead = 0
         self._compute = compute
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """Vectors of one batch of token ids, (n, dimensions) float32."""
+    def compute(self, rows: Sequence[Row]) -> Vectors:
+        """What the model makes of one batch, (n, numbers of each) float32."""
         return self._compute(rows)
 
 
-class EngineFactory:
-    """Opens engines over one model and holds them to its float32 vectors."""
+class EngineFactory(ABC, Generic[Row]):
+    """Opens engines over one model and holds them to what it computes in float32."""
+
+    _kind: ClassVar[str] = ""
+    """Before the names of files that are kept for this kind of model."""
+    _onnx_limits: ClassVar[BatchLimits] = CPU_LIMITS
 
     def __init__(
         self,
@@ -155,61 +173,88 @@ class EngineFactory:
         self._device = device
         self._dtype = dtype
 
-    def open(self, name: EngineName) -> Engine:
+    # --- what a kind of model brings
+
+    @abstractmethod
+    def _load(self, device: str) -> torch.nn.Module:
+        """The weights in float32, the adapter merged."""
+
+    @abstractmethod
+    def _torch_engine(self, model: torch.nn.Module) -> Engine[Row]:
+        """The engine over weights from `_load`."""
+
+    @abstractmethod
+    def _write_graph(self, path: Path, *, wide_sums: bool, exact_parts: Collection[Part]) -> None:
+        """Write the graph in 8 bits, as `onnx_graph` does."""
+
+    @property
+    @abstractmethod
+    def _inputs(self) -> Callable[[Row], Mapping[str, Sequence[int]]]:
+        """What that graph reads of a row, by the names of its inputs.
+
+        A function that does not hold the factory: engines outlive the weights that only their choice needed.
+        """
+
+    @abstractmethod
+    def _probe_rows(self) -> list[Row]:
+        """Texts that no engine was fitted to, some of a passage's length."""
+
+    @abstractmethod
+    def _apart(self, found: Vectors, expected: Vectors) -> str:
+        """In which way numbers of the probe are not those of float32; empty where they agree."""
+
+    # --- what all have in common
+
+    def open(self, name: EngineName) -> Engine[Row]:
         """The engine of that name, or the float32 one, with a log line, where that one refuses itself.
 
         Raises:
             ModelDirectoryError: weights are missing, or the engine's library is not installed.
         """
-        if name in ("torch", "auto") and (self._device != "cpu" or name == "torch"):
+        if name == "torch" or (name == "auto" and self._device != "cpu"):
             return self._torch()
-        if name == "auto":
-            return self._fastest()
-        engine = self._build(name)
-        cosine = self._cosine(engine)
-        if cosine >= LEAST_COSINE:
-            return engine
-        logger.warning(
-            "engine %s refuses itself: cosine %.5f to float32, below %s; torch takes its place",
-            engine.name, cosine, LEAST_COSINE,
-        )  # fmt: skip
+        return self._fastest() if name == "auto" else self._named(name)
+
+    def _named(self, name: EngineName) -> Engine[Row]:
+        """The engine of that name, or torch."""
+        try:
+            return self._agreeing(name)
+        except _RefusalError as refusal:
+            logger.warning("engine %s; torch takes its place", refusal)
         return self._torch()
 
-    def _fastest(self) -> Engine:
+    def _fastest(self) -> Engine[Row]:
         """The fastest engine on this CPU that agrees; measured once, then remembered beside the model."""
-        notes = _notes_path(self._directory, self._digest, self._candidates)
+        notes = self._notes_path()
         remembered = _read_note(notes)
         if remembered is not None:
             logger.info("engine %s: the fastest of an earlier run on this machine, %s", remembered, notes.name)
-            return self._torch() if remembered == "torch" else self._build(remembered)
-        best: tuple[float, EngineName, Engine] = (self._speed(self._reference), "torch", self._reference)
-        measured = {"torch": best[0]}
+            return self._torch() if remembered == "torch" else self._named(remembered)
+        engines: dict[EngineName, Engine[Row]] = {"torch": self._torch()}
         for name in self._candidates:
             try:
-                engine = self._build(name)
-            except ModelDirectoryError as error:
+                engines[name] = self._agreeing(name)
+            except (ModelDirectoryError, _RefusalError) as error:
                 logger.info("engine %s is left out: %s", name, error)
-                continue
-            cosine = self._cosine(engine)
-            if cosine < LEAST_COSINE:
-                logger.info("engine %s refuses itself: cosine %.5f, below %s", engine.name, cosine, LEAST_COSINE)
-                continue
-            measured[name] = self._speed(engine)
-            if measured[name] > best[0]:
-                best = (measured[name], name, engine)
-        figures = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
-        logger.info("engine %s is the fastest here that agrees (tokens/s: %s)", best[2].name, figures)
-        _write_note(notes, best[1], measured)
-        return best[2]
+        speeds = {name: self._speed(engine) for name, engine in engines.items()}
+        fastest = max(speeds, key=speeds.__getitem__)
+        figures = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
+        logger.info("engine %s is the fastest here that agrees (tokens/s: %s)", engines[fastest].name, figures)
+        _write_note(notes, fastest, speeds)
+        return engines[fastest]
 
     @property
     def _candidates(self) -> tuple[EngineName, ...]:
         """Engines for a CPU whose libraries are installed."""
-        # without VNNI OpenVINO computes 8-bit weights in float32, which takes twice as long
-        names: tuple[EngineName, ...] = ("onnx_int8", "openvino_int8") if has_vnni() else ("onnx_int8",)
-        return tuple(name for name in names if _LIBRARIES[name].installed)
+        return ("onnx_int8",) if is_installed("onnx_int8") else ()
 
-    def _build(self, name: EngineName) -> Engine:
+    def _agreeing(self, name: EngineName) -> Engine[Row]:
+        """The engine of that name in the first form that agrees with float32.
+
+        Raises:
+            ModelDirectoryError: its library is not installed, or it cannot run the model.
+            _RefusalError: no form agrees.
+        """
         library = _LIBRARIES[name]
         if not library.installed:
             extra, modules = f"pip install 'ragproj[{library.extra}]'", " ".join(library.modules)
@@ -217,111 +262,97 @@ class EngineFactory:
                 f"engine {name} 需要 {modules}：{extra}，或改用 engine: auto",
                 f"engine {name} needs {modules}: {extra}, or set engine: auto",
             )
-        return self._onnx_int8() if name == "onnx_int8" else self._openvino(name)
-
-    def _openvino(self, name: EngineName) -> Engine:
-        import torch
-
-        from chains.bge.openvino import OpenVinoEngine, exported_model
-
-        graph = exported_model(self._directory, self._digest, lambda: self._encoder, int8=name == "openvino_int8")
-        engine = OpenVinoEngine(graph, pad_id=self._tokenizer.pad_id, threads=torch.get_num_threads())
-        return SimpleEngine(name, engine.embed, parallel=False)
-
-    def _torch(self) -> Engine:
-        """torch in the numbers asked for; where those do not agree with float32, in float32."""
-        import torch
-
-        encoder = self._encoder if self._device == "cpu" else self._load(self._device)
-        exact = self._torch_engine(encoder)
-        for name in _GPU_DTYPES if self._dtype == "auto" and self._device != "cpu" else (self._dtype,):
-            if name in ("auto", "float32"):
-                break
-            engine = self._torch_engine(copy.deepcopy(encoder).to(getattr(torch, name)))
-            cosine = self._cosine(engine, self._vectors_of_probe(exact))
-            if cosine >= LEAST_COSINE:
+        for engine in self._forms(name):
+            apart = self._disagreement(engine)
+            if not apart:
                 return engine
-            logger.warning(
-                "engine %s refuses itself: cosine %.5f to float32, below %s", engine.name, cosine, LEAST_COSINE
-            )
-        return exact
+            logger.info("engine %s: %s", engine.name, apart)
+        raise _RefusalError(f"{engine.name} refuses itself: {apart}")
 
-    def _onnx_int8(self) -> Engine:
-        """The 8-bit engine with as few layers in float32 as agreement takes; the last attempt where none agrees."""
+    def _forms(self, name: EngineName) -> Iterator[Engine[Row]]:
+        """The engine of that name, made when asked for: as fast as can be, then nearer to float32."""
+        assert name == "onnx_int8"
         from chains.bge.onnx_engine import OnnxEngine, exported_graph
 
         for exact_parts in _INT8_ATTEMPTS:
             graph = exported_graph(
-                self._directory, self._digest, lambda: self._encoder, wide_sums=has_vnni(), exact_parts=exact_parts
+                self._directory,
+                f"{self._kind}onnx-int8.onnx",
+                self._digest,
+                self._write_graph,
+                wide_sums=has_vnni(),
+                exact_parts=exact_parts,
             )
             suffix = "".join(f", {part} in float32" for part in exact_parts)
-            engine = SimpleEngine(f"onnx_int8{suffix}", OnnxEngine(graph).embed, parallel=True)
-            cosine = self._cosine(engine)
-            if cosine >= LEAST_COSINE:
+            compute = OnnxEngine(graph, self._inputs).compute
+            yield SimpleEngine(f"onnx_int8{suffix}", compute, parallel=True, limits=self._onnx_limits)
+
+    def _torch(self) -> Engine[Row]:
+        """torch in the numbers asked for; where those do not agree with float32, in float32."""
+        import torch
+
+        model = self._model if self._device == "cpu" else self._load(self._device)
+        exact = self._torch_engine(model)
+        for name in _GPU_DTYPES if self._dtype == "auto" and self._device != "cpu" else (self._dtype,):
+            if name in ("auto", "float32"):
                 break
-            logger.info("engine %s: cosine %.5f, below %s", engine.name, cosine, LEAST_COSINE)
-        return engine
+            engine = self._torch_engine(copy.deepcopy(model).to(getattr(torch, name)))
+            apart = self._disagreement(engine, self._numbers_of_probe(exact))
+            if not apart:
+                return engine
+            logger.warning("engine %s refuses itself: %s", engine.name, apart)
+        return exact
 
     @functools.cached_property
-    def _encoder(self) -> torch.nn.Module:
+    def _model(self) -> torch.nn.Module:
         return self._load("cpu")
-
-    def _load(self, device: str) -> torch.nn.Module:
-        """The weights in float32."""
-        from chains.bge.encoder import load_encoder
-
-        return load_encoder(self._directory, self._adapter, device=device, merge=True)
-
-    def _torch_engine(self, encoder: torch.nn.Module) -> Engine:
-        return TorchEngine(encoder, self._directory, pad_id=self._tokenizer.pad_id)
-
-    @functools.cached_property
-    def _reference(self) -> Engine:
-        return self._torch_engine(self._encoder)
 
     @functools.cached_property
     def _digest(self) -> str:
         return digest(self._directory.path) + ("" if self._adapter is None else digest(self._adapter))
 
     @functools.cached_property
-    def _probe(self) -> list[list[int]]:
-        """Token ids of texts that no engine was fitted to: two short ones and two of a passage's length."""
-        limit = min(self._directory.max_tokens, _PROBE_TOKENS)
-        return self._tokenizer.encode([*_PROBE, "".join(_PROBE * 4), "".join(reversed(_PROBE * 4))], limit)
+    def _probe(self) -> list[Row]:
+        return self._probe_rows()
 
     @functools.cached_property
     def _expected(self) -> Vectors:
-        return self._vectors_of_probe(self._reference)
+        return self._numbers_of_probe(self._torch_engine(self._model))
 
-    def _vectors_of_probe(self, engine: Engine) -> Vectors:
+    def _numbers_of_probe(self, engine: Engine[Row]) -> Vectors:
         """Each text alone: no padding touches them."""
-        return np.concatenate([engine.embed([row]) for row in self._probe])
+        return np.concatenate([engine.compute([row]) for row in self._probe])
 
-    def _cosine(self, engine: Engine, expected: Vectors | None = None) -> float:
-        """The lowest cosine of the engine's vectors of the probe to the reference's; 0 where they are no numbers."""
-        vectors, expected = engine.embed(self._probe), self._expected if expected is None else expected
-        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
-        cosines = (vectors * expected).sum(axis=1) / np.maximum(lengths, 1e-12)
-        return float(np.nan_to_num(cosines, nan=0.0).min())
+    def _disagreement(self, engine: Engine[Row], expected: Vectors | None = None) -> str:
+        """In which way the engine is not the reference; empty where they agree."""
+        return self._apart(engine.compute(self._probe), self._expected if expected is None else expected)
 
-    def _speed(self, engine: Engine) -> float:
-        """Tokens per second on the probe, the better of two runs after one to warm up."""
-        engine.embed(self._probe)
+    def _speed(self, engine: Engine[Row]) -> float:
+        """Tokens per second on the probe in batches as they come, the better of two runs after one to warm up."""
+        lengths = [len(row) for row in self._probe]
+        batches = length_sorted_batches(lengths, engine.limits.token_budget, engine.limits.rows)
         times = []
-        for _ in range(2):
+        for _ in range(3):
             started = time.perf_counter()
-            engine.embed(self._probe)
+            for batch in batches:
+                engine.compute([self._probe[index] for index in batch])
             times.append(time.perf_counter() - started)
-        return sum(map(len, self._probe)) / min(times)
+        return sum(lengths) / min(times[1:])
+
+    def _notes_path(self) -> Path:
+        """Where the choice for these weights on this machine is noted; other versions or cores choose anew."""
+        import torch
+
+        from chains.bge.exports import cache_directory
+
+        machine = (platform.machine(), platform.node(), os.cpu_count(), torch.get_num_threads(), torch.__version__)
+        key = hashlib.sha256(repr((self._digest, machine, self._candidates)).encode()).hexdigest()[:16]
+        return cache_directory(self._directory) / f"{self._kind}engine-{key}.json"
 
 
-# Made up for this purpose: prose, figures, Latin words, a question.
-_PROBE = (
-    "知识库的备份怎样做？把整个目录复制到别处即可，数据库文件 kb.sqlite 是唯一需要保留的。",
-    "2023年第一季度营业收入为1,284.5万元，同比增长12.3%；毛利率由38%升至41%，主要因为原材料价格下降。",
-    "The encoder returns one vector per passage; cosine similarity ranks them, and BM25 finds exact terms.",
-    "患者三天前出现发热、咳嗽，体温最高39度，自行服用退烧药后缓解，无胸痛，无呼吸困难，既往体健。",
-)
+def is_installed(engine: EngineName) -> bool:
+    """Whether the libraries that an engine needs are there."""
+    return _LIBRARIES[engine].installed
 
 
 def has_vnni() -> bool:
@@ -348,17 +379,6 @@ def devices(named: str | None) -> list[str]:
     return [f"cuda:{index}" for index in range(count)] or ["cpu"]
 
 
-def _notes_path(directory: ModelDirectory, weights: str, candidates: Sequence[str]) -> Path:
-    """Where the choice for these weights on this machine is noted; other versions or cores choose anew."""
-    import torch
-
-    from chains.bge.exports import cache_directory
-
-    machine = (platform.machine(), platform.node(), os.cpu_count(), torch.get_num_threads(), torch.__version__)
-    key = hashlib.sha256(repr((weights, machine, tuple(candidates))).encode()).hexdigest()[:16]
-    return cache_directory(directory) / f"engine-{key}.json"
-
-
 def _read_note(path: Path) -> EngineName | None:
     try:
         name = json.loads(path.read_text(encoding="utf-8"))["engine"]
@@ -367,7 +387,7 @@ def _read_note(path: Path) -> EngineName | None:
     return name if name in ("torch", *_LIBRARIES) else None
 
 
-def _write_note(path: Path, engine: str, measured: dict[str, float]) -> None:
+def _write_note(path: Path, engine: str, measured: Mapping[EngineName, float]) -> None:
     figures = {name: round(speed) for name, speed in measured.items()}
     with beside(path) as temporary:
         temporary.write_text(json.dumps({"engine": engine, "tokens_per_second": figures}) + "\n", encoding="utf-8")

@@ -1,11 +1,11 @@
-"""OnnxEngine: the encoder in 8 bits through ONNX Runtime, on CPUs."""
+"""OnnxEngine: a model in 8 bits through ONNX Runtime, on CPUs."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,26 +14,32 @@ from chains.bge.exports import exported
 from chains.embeddings import Vectors
 
 if TYPE_CHECKING:
-    import torch
-
     from chains.bge.onnx_graph import Part
 
 _EXPORT_VERSION = 1  # of the graph: counted up when `onnx_graph` writes another one
 
+_Row = TypeVar("_Row")
 
-class OnnxEngine:
+
+class OnnxEngine(Generic[_Row]):
     """A graph from `onnx_graph`, ready to compute; several threads may ask at once."""
 
-    def __init__(self, graph: Path) -> None:
-        """Args are the file of the graph; its weights are laid out for this CPU with the first text."""
+    def __init__(self, graph: Path, inputs: Callable[[_Row], Mapping[str, Sequence[int]]]) -> None:
+        """Weights are laid out for this CPU with the first text.
+
+        Args:
+            graph: its file.
+            inputs: what it reads of a text, by the names of its inputs.
+        """
         self._graph = graph
+        self._inputs = inputs
         self._sessions: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """Vectors of token ids, (n, dimensions) float32, each computed alone.
+    def compute(self, rows: Sequence[_Row]) -> Vectors:
+        """What the graph makes of each text, (n, numbers of each) float32, each computed alone.
 
-        So a vector does not depend on what stands beside its text, nothing is padded, and activations are quantised in
+        So a text's numbers do not depend on what stands beside it, nothing is padded, and activations are quantised in
         steps of their own. A batch is hardly faster: 12% with 34 tokens, not at all with 128 (bge-base shape).
 
         With as many threads as torch has in the thread that asks: all cores, or one in a pool that has more threads.
@@ -41,7 +47,10 @@ class OnnxEngine:
         import torch
 
         session = self._session(torch.get_num_threads())
-        return np.concatenate([session.run(None, {"ids": np.array([row], np.int64)})[0] for row in rows])
+        return np.concatenate([session.run(None, self._fed(row))[0] for row in rows])
+
+    def _fed(self, row: _Row) -> dict[str, Any]:
+        return {name: np.array([numbers], np.int64) for name, numbers in self._inputs(row).items()}
 
     def _session(self, threads: int) -> Any:
         """The session that computes with so many threads; ONNX Runtime fixes their number when it opens one."""
@@ -51,10 +60,15 @@ class OnnxEngine:
             return self._sessions[threads]
 
 
+class _WriteGraph(Protocol):
+    def __call__(self, path: Path, *, wide_sums: bool, exact_parts: Collection[Part]) -> None: ...
+
+
 def exported_graph(
     directory: ModelDirectory,
+    name: str,
     digest: str,
-    load: Callable[[], torch.nn.Module],
+    write: _WriteGraph,
     *,
     wide_sums: bool,
     exact_parts: Collection[Part] = (),
@@ -63,19 +77,14 @@ def exported_graph(
 
     Args:
         directory: of the model.
+        name: of the file, with its suffix.
         digest: of weights and adapter; other weights are another file.
-        load: gives the float32 encoder, called where there is something to export.
+        write: a function of `onnx_graph`, called where there is something to export.
         wide_sums: the CPU adds up 8-bit products in 32 bits.
         exact_parts: linear layers that stay in float32.
     """
-
-    def write(path: Path) -> None:
-        from chains.bge.onnx_graph import write_graph
-
-        write_graph(path, load(), directory, wide_sums=wide_sums, exact_parts=exact_parts)
-
     made_of = (digest, wide_sums, tuple(exact_parts), _EXPORT_VERSION)
-    return exported(directory, "onnx-int8.onnx", made_of, write)
+    return exported(directory, name, made_of, lambda path: write(path, wide_sums=wide_sums, exact_parts=exact_parts))
 
 
 def _open(graph: Path, threads: int) -> Any:

@@ -2,12 +2,12 @@
 
 Weights are symmetric per output column, activations are measured text by text (dynamic quantisation). Nothing is
 padded, so there is no mask; query, key and value share one quantised input; the last layer asks and feeds forward the
-first token alone where that is the vector.
+first token alone where that is the vector, or what a reranker's head reads. The head itself stays in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -57,12 +57,34 @@ def write_graph(
     Raises:
         ModelDirectoryError: the model has an activation that is not supported.
     """
-    numbers = path.with_suffix(".bin")
-    with numbers.open("wb") as file:
-        graph = _Graph(file, numbers.name)
-        output = _Encoder(graph, base_model(encoder), wide_sums=wide_sums, exact_parts=exact_parts).vectors(directory)
-        model = graph.model(output, directory.dimensions)
-    path.write_bytes(model.SerializeToString())
+
+    def vectors(graph: _Graph) -> str:
+        made = _Encoder(graph, base_model(encoder), wide_sums=wide_sums, exact_parts=exact_parts)
+        return made.vectors(directory)
+
+    _write(path, vectors, inputs=["ids"], width=directory.dimensions)
+
+
+def write_cross_encoder_graph(path: Path, network: Any, *, wide_sums: bool, exact_parts: Collection[Part] = ()) -> None:
+    """Write the graph of a reranker: `ids`, and BERT's `types`, (texts, tokens) int64 -> logits (texts, 1) float32.
+
+    Args:
+        path: as of `write_graph`.
+        network: from `load_cross_encoder` in float32, its adapter merged.
+        wide_sums, exact_parts: as of `write_graph`.
+
+    Raises:
+        ModelDirectoryError: the model has an activation that is not supported.
+    """
+    bert = network.config.model_type == "bert"
+    dense = network.bert.pooler.dense if bert else network.classifier.dense
+    score = network.classifier if bert else network.classifier.out_proj
+
+    def logits(graph: _Graph) -> str:
+        made = _Encoder(graph, network.base_model, wide_sums=wide_sums, exact_parts=exact_parts, typed=bert)
+        return made.logits(dense, score)
+
+    _write(path, logits, inputs=["ids", "types"] if bert else ["ids"], width=1)
 
 
 def eight_bits(
@@ -82,6 +104,15 @@ def eight_bits(
         largest = np.maximum(largest, sums / (_LARGEST_PAIR - 1))
     steps = np.maximum(largest, 1e-12).astype(np.float32)  # a column of zeros gets a step all the same
     return np.round(weight / steps).astype(np.int8), steps
+
+
+def _write(path: Path, compute: Callable[[_Graph], str], *, inputs: Sequence[str], width: int) -> None:
+    """The model that computes (texts, width), and its numbers beside it."""
+    numbers = path.with_suffix(".bin")
+    with numbers.open("wb") as file:
+        graph = _Graph(file, numbers.name)
+        model = graph.model(inputs, compute(graph), width)
+    path.write_bytes(model.SerializeToString())
 
 
 class _Graph:
@@ -128,14 +159,14 @@ class _Graph:
         self._nodes.append(onnx.helper.make_node(operator, inputs, names, domain=domain, **attributes))
         return names
 
-    def model(self, output: str, dimensions: int) -> onnx.ModelProto:
+    def model(self, inputs: Sequence[str], output: str, width: int) -> onnx.ModelProto:
         """The whole model, for batches of any shape."""
         import onnx
         from onnx import helper
 
-        ids = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["texts", "tokens"])
-        vectors = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["texts", dimensions])
-        graph = helper.make_graph(self._nodes, "encoder", [ids], [vectors], self._constants)
+        given = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["texts", "tokens"]) for name in inputs]
+        made = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, ["texts", width])
+        graph = helper.make_graph(self._nodes, "encoder", given, [made], self._constants)
         versions = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_MICROSOFT, 1)]
         return helper.make_model(graph, opset_imports=versions, ir_version=_IR_VERSION)
 
@@ -143,9 +174,12 @@ class _Graph:
 class _Encoder:
     """Puts the operators of a BertModel or XLMRobertaModel into a graph; states are (texts, tokens, hidden)."""
 
-    def __init__(self, graph: _Graph, model: Any, *, wide_sums: bool, exact_parts: Collection[Part]) -> None:
+    def __init__(
+        self, graph: _Graph, model: Any, *, wide_sums: bool, exact_parts: Collection[Part], typed: bool = False
+    ) -> None:
         self._graph = graph
         self._model = model
+        self._typed = typed  # tokens have the types that the input `types` says, not all the first one
         self._wide_sums = wide_sums
         self._exact = exact_parts
         name = model.config.hidden_act
@@ -158,25 +192,39 @@ class _Encoder:
 
     def vectors(self, directory: ModelDirectory) -> str:
         """The pooled vectors, (texts, dimensions)."""
-        graph = self._graph
+        pooled = self._pooled(first_only=directory.pooling == "cls")
+        return self._graph.add("LpNormalization", pooled, axis=-1, p=2)[0] if directory.normalize else pooled
+
+    def logits(self, dense: Any, score: Any) -> str:
+        """What a head's two linear layers, a tanh between them, make of the first token, (texts, 1)."""
+        (inner,) = self._graph.add("Tanh", self._product(dense, [self._pooled(first_only=True)]))
+        return self._product(score, [inner])
+
+    def _pooled(self, *, first_only: bool) -> str:
+        """The last state of the first token, or the mean of all, (texts, hidden)."""
         *layers, last = self._model.encoder.layer
         states = self._embedded()
         for layer in layers:
             states = self._layer(layer, states)
-        states = self._layer(last, states, first_only=directory.pooling == "cls")
-        # with CLS one token is left, and the mean of one is itself
-        (pooled,) = graph.add("ReduceMean", states, axes=[1], keepdims=0)
-        return graph.add("LpNormalization", pooled, axis=-1, p=2)[0] if directory.normalize else pooled
+        states = self._layer(last, states, first_only=first_only)
+        # the mean of one token is itself
+        return self._graph.add("ReduceMean", states, axes=[1], keepdims=0)[0]
 
     def _embedded(self) -> str:
         graph, embeddings = self._graph, self._model.embeddings
-        # XLM-RoBERTa numbers positions from behind its padding id, BERT from 0; every token is of the first type
+        types = embeddings.token_type_embeddings.weight
+        # XLM-RoBERTa numbers positions from behind its padding id, BERT from 0
         first = embeddings.padding_idx + 1 if self._model.config.model_type == "xlm-roberta" else 0
-        positions = embeddings.position_embeddings.weight[first:] + embeddings.token_type_embeddings.weight[0]
+        positions = embeddings.position_embeddings.weight[first:]
         (shape,) = graph.add("Shape", "ids")
         (tokens,) = graph.add("Gather", shape, graph.small([1]))
         zero = graph.small([0])
         (words,) = graph.add("Gather", graph.constant(_array(embeddings.word_embeddings.weight)), "ids")
+        if self._typed:
+            (kinds,) = graph.add("Gather", graph.constant(_array(types)), "types")
+            (words,) = graph.add("Add", words, kinds)
+        else:
+            positions = positions + types[0]
         (places,) = graph.add("Slice", graph.constant(_array(positions)), zero, tokens, zero)
         return self._normed(words, places, embeddings.LayerNorm)
 

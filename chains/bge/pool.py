@@ -6,28 +6,28 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from chains.bge.batching import length_sorted_batches
-from chains.bge.engines import Engine
+from chains.bge.engines import Engine, Row
 from chains.embeddings import Vectors
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-class EnginePool:
+class EnginePool(Generic[Row]):
     """One or more engines over the same weights, batches going to whichever is free."""
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[Engine[Row]]) -> None:
         """Args are the engines, one for each device."""
         self.engines = list(engines)
 
-    def embed(self, rows: Sequence[Sequence[int]], dimensions: int) -> Vectors:
-        """Vectors of token ids in order, (n, dimensions) float32."""
-        vectors = np.zeros((len(rows), dimensions), np.float32)
+    def compute(self, rows: Sequence[Row], width: int) -> Vectors:
+        """What the engines make of rows, `width` numbers of each, in order: (n, width) float32."""
+        found = np.zeros((len(rows), width), np.float32)
         limits = self.engines[0].limits
         batches = length_sorted_batches([len(row) for row in rows], limits.token_budget, limits.rows)
         slots = self._slots(len(batches))
@@ -35,29 +35,29 @@ class EnginePool:
         def compute(batch: list[int]) -> None:
             engine = slots.get()
             try:
-                vectors[batch] = engine.embed([rows[index] for index in batch])
+                found[batch] = engine.compute([rows[index] for index in batch])
             finally:
                 slots.put(engine)
 
         if slots.qsize() <= 1:  # one batch: all cores on it
             for batch in batches:
                 compute(batch)
-            return vectors
+            return found
         if self._one_core_each:  # they wait for nobody; one batch on all cores waits at the end of every product
             threads = ThreadPoolExecutor(slots.qsize(), initializer=_use_one_core, initargs=(_cores(),))
         else:
             threads = ThreadPoolExecutor(slots.qsize())
         with threads:
             list(threads.map(compute, batches))
-        return vectors
+        return found
 
     @property
     def _one_core_each(self) -> bool:
         return len(self.engines) == 1 and self.engines[0].parallel
 
-    def _slots(self, batches: int) -> queue.SimpleQueue[Engine]:
+    def _slots(self, batches: int) -> queue.SimpleQueue[Engine[Row]]:
         """Each engine as often as it may compute at once."""
-        slots: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+        slots: queue.SimpleQueue[Engine[Row]] = queue.SimpleQueue()
         copies = _cores() if self._one_core_each else 1 + self.engines[0].ahead
         for _ in range(min(copies, batches)):
             for engine in self.engines:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from chains.bge.directory import ModelDirectoryError
+from chains.bge.embedding_engines import EncoderFactory
 from chains.bge.embeddings import BGEEmbeddings
-from chains.bge.engines import EngineFactory, devices
+from chains.bge.engines import devices
 from chains.bge.pool import EnginePool, ahead
 from loaders.errors import UsageError
 
@@ -67,7 +68,7 @@ def test_eight_bits_follow_mean_pooling(bert: Path, tmp_path: Path) -> None:
 def test_an_engine_below_the_bar_refuses_itself(
     bert: Path, reference: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("chains.bge.engines.LEAST_COSINE", 1.1)
+    monkeypatch.setattr("chains.bge.embedding_engines.LEAST_COSINE", 1.1)
     embeddings = BGEEmbeddings(bert, engine="onnx_int8")
     with caplog.at_level(logging.INFO):
         vectors = embeddings.embed_documents_array(TEXTS)
@@ -102,7 +103,7 @@ def test_auto_remembers_what_it_measured_beside_the_model(
 ) -> None:
     from bge_models import build_bert
 
-    monkeypatch.setattr(EngineFactory, "_candidates", ("onnx_int8",))
+    monkeypatch.setattr(EncoderFactory, "_candidates", ("onnx_int8",))
     model = build_bert(tmp_path / "model", layers=1)
     with caplog.at_level(logging.INFO):
         first = BGEEmbeddings(model).engine.name
@@ -140,7 +141,7 @@ class Counting:
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> Any:
+    def compute(self, rows: Sequence[Sequence[int]]) -> Any:
         with self._lock:
             self.batches += 1
             self.at_once += 1
@@ -156,7 +157,7 @@ def test_batches_go_to_every_device_and_vectors_keep_their_order() -> None:
 
     engines = [Counting(BatchLimits(8, 2)), Counting(BatchLimits(8, 2))]
     rows = [[number] * (1 + number % 5) for number in range(100)]
-    assert EnginePool(engines).embed(rows, 1)[:, 0].tolist() == list(range(100))
+    assert EnginePool(engines).compute(rows, 1)[:, 0].tolist() == list(range(100))
     assert engines[0].batches + engines[1].batches >= 50
     assert engines[1].batches > 0
 
@@ -167,7 +168,7 @@ def test_a_gpu_gets_the_next_batch_while_it_computes_one(ahead: int) -> None:
 
     engine = Counting(BatchLimits(8, 2), ahead=ahead)
     rows = [[number] * (1 + number % 5) for number in range(100)]
-    assert EnginePool([engine]).embed(rows, 1)[:, 0].tolist() == list(range(100))
+    assert EnginePool([engine]).compute(rows, 1)[:, 0].tolist() == list(range(100))
     assert engine.most_at_once == 1 + ahead
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chains.bge.directory import ModelDirectoryError
+from chains.bge.cross_encoder import load_cross_encoder
+from chains.bge.directory import ModelDirectoryError, read_model_directory
 from chains.bge.embeddings import BGEEmbeddings
-from chains.bge.onnx_graph import eight_bits
+from chains.bge.onnx_graph import Part, eight_bits, write_cross_encoder_graph
 
 TEXTS = ["怎样备份知识库？", "第一条 为了惩罚犯罪，保护人民。", "向量" * 60, ""]
 
@@ -57,6 +58,31 @@ def test_this_processor_adds_the_largest_activations_exactly() -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     states = np.full((40, 64), 255, np.uint8)
     assert np.array_equal(session.run(None, {"states": states})[0], states.astype(int) @ numbers.astype(int))
+
+
+@pytest.mark.parametrize("model", ["bert", "xlm_roberta"])
+def test_a_graph_all_in_float32_computes_the_logits_of_a_cross_encoder(
+    model: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Token types, the head and the last layer's first token, with no rounding that could hide them."""
+    import onnxruntime
+    import torch
+    from bge_models import build_reranker
+
+    path = build_reranker(request.getfixturevalue(model), tmp_path / "reranker")
+    network = load_cross_encoder(read_model_directory(path))
+    parts: tuple[Part, ...] = ("attention", "output", "up", "down")
+    write_cross_encoder_graph(tmp_path / "graph.onnx", network, wide_sums=True, exact_parts=parts)
+    session = onnxruntime.InferenceSession(str(tmp_path / "graph.onnx"), providers=["CPUExecutionProvider"])
+    ids = torch.randint(5, 500, (3, 40), generator=torch.Generator().manual_seed(0))
+    given = {"input_ids": ids}
+    if model == "bert":
+        given["token_type_ids"] = (torch.arange(40) > torch.tensor([[5], [20], [39]])).long()
+    with torch.inference_mode():
+        expected = network(**given).logits.numpy()
+    names = {"input_ids": "ids", "token_type_ids": "types"}
+    found = session.run(None, {names[name]: numbers.numpy() for name, numbers in given.items()})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu_new"])
