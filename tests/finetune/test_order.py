@@ -12,6 +12,10 @@ def test_an_epoch_has_each_row_once_and_its_own_order() -> None:
     assert first == epoch_order(50, seed=3, epoch=0)
 
 
+def test_the_steps_of_an_epoch_share_its_order() -> None:
+    assert epoch_order(50, seed=3, epoch=0) is epoch_order(50, seed=3, epoch=0)
+
+
 def test_near_numbers_give_unrelated_seeds() -> None:
     seeds = [seeded(1, number) for number in range(100)]
     assert len(set(seeds)) == 100
