@@ -681,6 +681,11 @@ def test_serve_on_a_used_port_fails_with_a_way_out(copy: Path) -> None:
     result.assert_failed(1, str(port), "--port")
 
 
+def interruptible() -> None:
+    """In a child before it begins: SIGINT ends it, though background jobs of a shell and their children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def serving(*words: str | Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A served page: (process, its address, what it wrote to stderr up to there)."""
@@ -691,6 +696,7 @@ def serving(*words: str | Path) -> Iterator[tuple[subprocess.Popen[str], str, st
         text=True,
         env=ENVIRONMENT,
         start_new_session=True,
+        preexec_fn=interruptible,
     )
     assert process.stderr is not None
     try:
@@ -797,6 +803,7 @@ def test_ctrl_c_during_ingest_leaves_a_good_knowledge_base(many_files: Path, tmp
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
         start_new_session=True,
+        preexec_fn=interruptible,
     )
     wait_for(lambda: committed(kb) >= 3, process)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the parser's process too
@@ -824,6 +831,7 @@ def test_ctrl_c_while_starting_is_quiet(kb: Path) -> None:
             stderr=subprocess.PIPE,
             env=ENVIRONMENT,
             start_new_session=True,
+            preexec_fn=interruptible,
         )
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
