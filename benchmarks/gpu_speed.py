@@ -76,11 +76,11 @@ def _median_seconds(function: Callable[[], object], repeats: int = 20) -> float:
     times = []
     for _ in range(repeats):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()  # type: ignore[no-untyped-call]
+        start.record()
         function()
-        end.record()  # type: ignore[no-untyped-call]
+        end.record()
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)  # type: ignore[no-untyped-call]
+        times.append(start.elapsed_time(end) / 1e3)
     return float(np.median(times))
 
 
@@ -166,10 +166,10 @@ def measure_training(report: Report, shape: str, model: Path, peak: float, scrat
     common = {"model": str(model), "rows": str(rows), "batch": batch, "steps": steps, "device": DEVICE, "group": GROUP}
 
     def our_run(name: str, **settings: Any) -> dict[str, Any]:
-        return training_speed.ours(output=str(scratch / name), settings=settings, **common)  # type: ignore[arg-type]
+        return training_speed.ours(output=str(scratch / name), settings=settings, **common)
 
     def theirs() -> dict[str, Any]:
-        return training_speed.flag_embedding(output=str(scratch / f"flag-{shape}"), **common)  # type: ignore[arg-type]
+        return training_speed.flag_embedding(output=str(scratch / f"flag-{shape}"), **common)
 
     tasks: dict[str, Callable[[], dict[str, Any]]] = {
         "FlagEmbedding, bf16": theirs,

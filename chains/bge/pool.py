@@ -44,7 +44,7 @@ class EnginePool(Generic[Row]):
                 compute(batch)
             return found
         if self._one_core_each:  # they wait for nobody; one batch on all cores waits at the end of every product
-            threads = ThreadPoolExecutor(slots.qsize(), initializer=_use_one_core, initargs=(_cores(),))
+            threads = ThreadPoolExecutor(slots.qsize(), initializer=_use_one_core, initargs=(cores(),))
         else:
             threads = ThreadPoolExecutor(slots.qsize())
         with threads:
@@ -58,7 +58,7 @@ class EnginePool(Generic[Row]):
     def _slots(self, batches: int) -> queue.SimpleQueue[Engine[Row]]:
         """Each engine as often as it may compute at once."""
         slots: queue.SimpleQueue[Engine[Row]] = queue.SimpleQueue()
-        copies = _cores() if self._one_core_each else 1 + self.engines[0].ahead
+        copies = cores() if self._one_core_each else 1 + self.engines[0].ahead
         for _ in range(min(copies, batches)):
             for engine in self.engines:
                 slots.put(engine)
@@ -78,7 +78,7 @@ def ahead(function: Callable[[_In], _Out], inputs: Iterable[_In]) -> Iterator[_O
             yield waiting.result()
 
 
-def _cores() -> int:
+def cores() -> int:
     """Threads that torch computes with: cores this process may use, or fewer where OMP_NUM_THREADS says so."""
     import torch
 

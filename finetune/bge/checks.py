@@ -341,13 +341,14 @@ def memory_forecast(
     rows = max(1, config.batch_size // hardware.processes)
     query = typical(lengths.queries, config.query_max_tokens)
     passage = typical(lengths.passages, config.passage_max_tokens)
-    at_once = config.least_graph_tokens(hardware.device) + config.tokens_at_once(hardware.device)
+    workers = 1 if config.gradient_checkpointing else Workers.fitting(hardware.device)
+    at_once = config.least_graph_tokens(hardware.device) + workers * config.tokens_at_once(hardware.device)
     dropout = sizes.attention_probs_dropout_prob if config.dropout is None else config.dropout
     texts = config.batch_size * (1 + config.group_size)
     plan = Plan(
         trainable=parameters.trained,
         tokens=min(rows * (query + config.group_size * passage), at_once),
-        workers=1 if config.gradient_checkpointing else Workers.fitting(hardware.device),
+        workers=workers,
         length=passage,
         activation_bytes=hardware.number_bytes(config.precision),
         checkpointing=config.gradient_checkpointing,

@@ -13,14 +13,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from chains.bge.pool import cores
 from finetune.bge.dropout import draw_in_this_thread
 
 if TYPE_CHECKING:
     from torch import nn
-
-_T = TypeVar("_T")
 
 MOST_WORKERS = 4
 """Each has gradients of its own, as large as the model; more cores than that share a worker's operations."""
@@ -32,14 +31,14 @@ class Workers:
     def __init__(self, model: nn.Module, count: int = 1) -> None:
         """Args are the model as it is trained, and how many work at once; weights that change later are seen by all."""
         self.models = [model, *(_view(model) for _ in range(count - 1))]
-        self._cores = _cores()
+        self._cores = cores()
         self._cores_each = max(1, self._cores // count)
         self._threads = ThreadPoolExecutor(count, initializer=self._begin) if count > 1 else None
 
     @staticmethod
     def fitting(device: str) -> int:
         """How many suit a device: one for a GPU, a few for the cores that torch may use."""
-        return min(MOST_WORKERS, _cores()) if device == "cpu" else 1
+        return min(MOST_WORKERS, cores()) if device == "cpu" else 1
 
     def shares(self, costs: Sequence[int]) -> list[list[int]]:
         """Numbers of pieces for each worker, in order, about equally costly: each goes to who has least."""
@@ -51,16 +50,17 @@ class Workers:
             sums[least] += cost
         return shares
 
-    def run(self, work: Callable[[nn.Module, list[int]], _T], shares: Sequence[list[int]]) -> list[_T]:
-        """What each worker makes of its share, all at once."""
+    def run(self, work: Callable[[nn.Module, list[int]], None], shares: Sequence[list[int]]) -> None:
+        """Each worker does its share with its model, all at once."""
         if self._threads is None:
-            return [work(self.models[0], list(shares[0]))]
+            work(self.models[0], shares[0])
+            return
         import torch
 
         # of the thread and, in MKL, of the whole process: workers' products must not be split among all cores
         torch.set_num_threads(self._cores_each)
         try:
-            return list(self._threads.map(work, self.models, shares))
+            list(self._threads.map(work, self.models, shares))  # an error of one is raised here
         finally:
             torch.set_num_threads(self._cores)
 
@@ -88,9 +88,3 @@ def _view(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         memo[id(parameter)] = torch.nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     return copy.deepcopy(model, memo)
-
-
-def _cores() -> int:
-    import torch
-
-    return int(torch.get_num_threads())

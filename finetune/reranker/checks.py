@@ -107,11 +107,12 @@ def memory_forecast(
     pair = typical(lengths, config.max_tokens)
     dropout = sizes.attention_probs_dropout_prob if config.dropout is None else config.dropout
     rows = max(1, config.batch_size // hardware.processes)
-    at_once = config.least_graph_tokens(hardware.device) + config.tokens_at_once(hardware.device)
+    workers = Workers.fitting(hardware.device)
+    at_once = config.least_graph_tokens(hardware.device) + workers * config.tokens_at_once(hardware.device)
     plan = Plan(
         trainable=parameters,
         tokens=min(rows * config.group_size * pair, at_once),
-        workers=Workers.fitting(hardware.device),
+        workers=workers,
         length=pair,
         activation_bytes=hardware.number_bytes(config.precision),
         attention_scores=hardware.kind == "cpu" and dropout > 0,

@@ -190,7 +190,7 @@ def test_cores_and_threads_at_once_give_the_scores_of_one(
     reranker = BgeReranker(model=str(bert_reranker), engine=engine)
     pairs = [(QUESTION, text) for text in TEXTS]
     expected = reranker.logits(pairs)
-    monkeypatch.setattr("chains.bge.pool._cores", lambda: 3)
+    monkeypatch.setattr("chains.bge.pool.cores", lambda: 3)
     with ThreadPoolExecutor(4) as threads:
         for found in threads.map(lambda _: reranker.logits(pairs), range(8)):
             assert np.allclose(found, expected, atol=1e-5)
