@@ -60,7 +60,9 @@ class BgeRerankerConfig(Config):
         default="auto", description="what computes; auto measures those that agree with float32 and takes the fastest"
     )
     max_length: int = Field(default=512, ge=8, description="tokens of question and passage together")
-    device: str | None = Field(default=None, description="cpu or cuda; null: a GPU where there is one")
+    device: str | None = Field(
+        default=None, description="cpu, cuda (every GPU) or some, as cuda:0,cuda:1; null: GPUs where there are any"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="of the engine torch; auto: float16 on a GPU, else float32"
     )

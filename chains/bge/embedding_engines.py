@@ -11,6 +11,7 @@ import numpy as np
 from chains.bge.directory import ModelDirectory
 from chains.bge.engines import (
     CPU_LIMITS,
+    DtypeName,
     Engine,
     EngineFactory,
     EngineName,
@@ -19,6 +20,7 @@ from chains.bge.engines import (
     has_vnni,
     is_installed,
 )
+from chains.bge.tokenizer import BgeTokenizer
 from chains.embeddings import Vectors
 
 if TYPE_CHECKING:
@@ -51,6 +53,20 @@ class TorchEncoder(TorchEngine[Ids]):
 
 class EncoderFactory(EngineFactory[Ids]):
     """Opens engines over an embedder; OpenVINO's are among them."""
+
+    def __init__(
+        self,
+        directory: ModelDirectory,
+        adapter: Path | None,
+        tokenizer: BgeTokenizer,
+        *,
+        dimensions: int | None = None,
+        device: str = "cpu",
+        dtype: DtypeName = "auto",
+    ) -> None:
+        """Args are as of `BGEEmbeddings`, with one device; engines are held to the `dimensions` that are served."""
+        super().__init__(directory, adapter, tokenizer, device=device, dtype=dtype)
+        self._dimensions = dimensions or directory.dimensions
 
     def _load(self, device: str) -> torch.nn.Module:
         from chains.bge.encoder import load_encoder
@@ -95,6 +111,7 @@ class EncoderFactory(EngineFactory[Ids]):
 
     def _apart(self, found: Vectors, expected: Vectors) -> str:
         """The lowest cosine where it is below the bar; it is 0 where vectors are no numbers."""
+        found, expected = found[:, : self._dimensions], expected[:, : self._dimensions]
         lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
         cosines = (found * expected).sum(axis=1) / np.maximum(lengths, 1e-12)
         lowest = float(np.nan_to_num(cosines, nan=0.0).min())

@@ -71,7 +71,9 @@ class BGEEmbeddings(Embeddings):
         self.adapter = None if adapter is None else resolve_adapter(adapter)
         _report_untrained(self.adapter or directory.path, self.dimensions, whole=directory.dimensions)
         self._factories += [
-            EncoderFactory(directory, self.adapter, self.tokenizer, device=name, dtype=dtype)
+            EncoderFactory(
+                directory, self.adapter, self.tokenizer, dimensions=self.dimensions, device=name, dtype=dtype
+            )
             for name in devices(device)
         ]
         self._engine_name: EngineName = engine

@@ -93,6 +93,7 @@ def _use_one_core(usual: int) -> None:
     """
     import torch
 
+    torch.get_num_threads()  # what a thread begins with is set when it first asks: later it would undo the next line
     torch.set_num_threads(1)
     restoring = threading.Thread(target=torch.set_num_threads, args=(usual,))
     restoring.start()

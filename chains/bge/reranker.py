@@ -36,7 +36,9 @@ class BgeReranker(BaseDocumentCompressor, BaseModel):
         default="auto", description="what computes; `auto` takes the fastest that agrees with the reference"
     )
     max_length: int = Field(default=512, ge=8, description="tokens of question and passage together")
-    device: str | None = None
+    device: str | None = Field(
+        default=None, description='"cpu", "cuda" for every GPU, or some of them; GPUs where there are any without it'
+    )
     dtype: DtypeName = Field(default="auto", description="of the engine `torch`")
     _loaded: _CrossEncoder | None = PrivateAttr(default=None)
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
@@ -67,7 +69,7 @@ class BgeReranker(BaseDocumentCompressor, BaseModel):
 
     @property
     def running(self) -> Engine[PairIds]:
-        """What computes, its weights loaded."""
+        """What computes (the first, where several GPUs do), its weights loaded."""
         return self._opened().pool.engines[0]
 
     def _opened(self) -> _CrossEncoder:
@@ -85,10 +87,12 @@ class _CrossEncoder:
         adapter = None if reranker.adapter is None else resolve_adapter(reranker.adapter)
         self._tokenizer = BgeTokenizer.from_directory(directory)
         self._max_length = min(reranker.max_length, directory.max_tokens)
-        device = devices(reranker.device)[0]
-        # the factory goes, and with it weights that only the choice of an engine needed
-        factory = CrossEncoderFactory(directory, adapter, self._tokenizer, device=device, dtype=reranker.dtype)
-        self.pool = EnginePool([factory.open(reranker.engine)])
+        # the factories go, and with them weights that only the choice of an engine needed
+        factories = [
+            CrossEncoderFactory(directory, adapter, self._tokenizer, device=device, dtype=reranker.dtype)
+            for device in devices(reranker.device)
+        ]
+        self.pool = EnginePool([factory.open(reranker.engine) for factory in factories])
 
     def logits(self, pairs: Sequence[tuple[str, str]]) -> Vectors:
         """The model's raw scores, (n,) float32."""

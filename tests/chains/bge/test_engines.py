@@ -16,7 +16,7 @@ import pytest
 from chains.bge.directory import ModelDirectoryError
 from chains.bge.embedding_engines import EncoderFactory
 from chains.bge.embeddings import BGEEmbeddings
-from chains.bge.engines import devices
+from chains.bge.engines import CPU_LIMITS, BatchLimits, SimpleEngine, devices
 from chains.bge.pool import EnginePool, ahead
 from loaders.errors import UsageError
 
@@ -75,6 +75,24 @@ def test_an_engine_below_the_bar_refuses_itself(
     assert "onnx_int8, down in float32, output in float32 refuses itself" in caplog.text
     assert embeddings.engine.name == "torch cpu float32"
     assert np.array_equal(vectors, reference)
+
+
+@pytest.mark.parametrize(("dimensions", "served_by"), [(None, "turned"), (32, "turned"), (2, "torch cpu float32")])
+def test_an_engine_is_held_to_the_numbers_that_are_served(
+    bert: Path, monkeypatch: pytest.MonkeyPatch, dimensions: int | None, served_by: str
+) -> None:
+    """Two numbers of 64, turned by six degrees, hardly move the whole vector; alone they are below the bar."""
+    torch_engine = BGEEmbeddings(bert, engine="torch").engine
+    cosine, sine = 0.995, np.sqrt(1 - 0.995**2)
+
+    def turned(rows: Any) -> Any:
+        vectors = torch_engine.compute(rows)
+        vectors[:, :2] = vectors[:, :2] @ np.array([[cosine, sine], [-sine, cosine]], np.float32)
+        return vectors
+
+    engine = SimpleEngine("turned", turned, parallel=False, limits=CPU_LIMITS)
+    monkeypatch.setattr(EncoderFactory, "_forms", lambda self, name: iter([engine]))
+    assert BGEEmbeddings(bert, engine="onnx_int8", dimensions=dimensions).engine.name == served_by
 
 
 def test_sixteen_bits_that_overflow_refuse_themselves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -153,8 +171,6 @@ class Counting:
 
 
 def test_batches_go_to_every_device_and_vectors_keep_their_order() -> None:
-    from chains.bge.engines import BatchLimits
-
     engines = [Counting(BatchLimits(8, 2)), Counting(BatchLimits(8, 2))]
     rows = [[number] * (1 + number % 5) for number in range(100)]
     assert EnginePool(engines).compute(rows, 1)[:, 0].tolist() == list(range(100))
@@ -164,12 +180,32 @@ def test_batches_go_to_every_device_and_vectors_keep_their_order() -> None:
 
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_gpu_gets_the_next_batch_while_it_computes_one(ahead: int) -> None:
-    from chains.bge.engines import BatchLimits
-
     engine = Counting(BatchLimits(8, 2), ahead=ahead)
     rows = [[number] * (1 + number % 5) for number in range(100)]
     assert EnginePool([engine]).compute(rows, 1)[:, 0].tolist() == list(range(100))
     assert engine.most_at_once == 1 + ahead
+
+
+def test_threads_of_a_pool_compute_on_a_core_each() -> None:
+    """Asked in threads that have not used torch before, as those of a pool are."""
+    import torch
+
+    class Asking(Counting):
+        parallel = True
+
+        def compute(self, rows: Sequence[Any]) -> Any:
+            seen.append(torch.get_num_threads())
+            return super().compute(rows)
+
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        EnginePool([Asking(BatchLimits(8, 2))]).compute([[number] * 8 for number in range(40)], 1)
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) > 2
+    assert set(seen) == {1}
 
 
 def test_threads_of_a_pool_leave_torch_as_it_was(bert: Path) -> None:

@@ -196,6 +196,15 @@ def test_cores_and_threads_at_once_give_the_scores_of_one(
             assert np.allclose(found, expected, atol=1e-5)
 
 
+def test_two_devices_share_the_pairs_and_give_the_scores_of_one(bert_reranker: Path) -> None:
+    """More pairs than one batch holds, so that both compute."""
+    pairs = [(QUESTION, f"{text}{number}") for number in range(40) for text in TEXTS]
+    alone = BgeReranker(model=str(bert_reranker), engine="torch", device="cpu")
+    both = BgeReranker(model=str(bert_reranker), engine="torch", device="cpu,cpu")
+    assert np.allclose(both.logits(pairs), alone.logits(pairs), atol=1e-5)
+    assert len(both._opened().pool.engines) == 2
+
+
 def test_weights_that_only_the_choice_of_an_engine_needed_are_let_go(bert_reranker: Path) -> None:
     from transformers import BertForSequenceClassification
 
