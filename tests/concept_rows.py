@@ -57,7 +57,7 @@ def write_concepts(folder: Path, *, shuffled: bool = False, dialect: int = 0) ->
 
 
 def write_training_yaml(folder: Path, base: Path, files: dict[str, Path], **settings: object) -> Path:
-    """A config of a short run over these files; `settings` are further top-level keys."""
+    """A config of a short run over these files, the same on every processor; `settings` are further top-level keys."""
     content = {
         "model": str(base),
         "output": str(folder / "run"),
@@ -67,6 +67,7 @@ def write_training_yaml(folder: Path, base: Path, files: dict[str, Path], **sett
         "group_size": 2,
         "learning_rate": 2e-3,
         "temperature": 0.05,
+        "precision": "fp32",
         "dropout": 0.0,
         "query_max_tokens": 16,
         "passage_max_tokens": 16,

@@ -44,17 +44,17 @@ def make_rows(count: int, *, negatives: int = 3, seed: int = 0) -> list[Retrieva
 
 
 def training_config(model: Path, output: Path, **settings: Any) -> BgeTrainingConfig:
-    """A short run on the CPU."""
+    """A short run on the CPU, in float32: some processors would compute in bfloat16."""
     settings = {"batch_size": 8, "group_size": 3, "max_steps": 6, "learning_rate": 1e-3, **settings}
-    lengths = {"query_max_tokens": 40, "passage_max_tokens": 64}
-    return BgeTrainingConfig(model=str(model), output=output, train=["rows.jsonl"], device="cpu", **lengths | settings)
+    usual = {"query_max_tokens": 40, "passage_max_tokens": 64, "precision": "fp32", "device": "cpu"}
+    return BgeTrainingConfig(model=str(model), output=output, train=["rows.jsonl"], **usual | settings)
 
 
 def reranker_config(model: Path, output: Path, **settings: Any) -> RerankerTrainingConfig:
-    """A short run of a reranker on the CPU."""
+    """A short run of a reranker on the CPU, in float32, too."""
     settings = {"batch_size": 4, "group_size": 3, "max_steps": 4, "learning_rate": 1e-3, **settings}
     content = {"model": str(model), "output": output, "train": ["rows.jsonl"], "device": "cpu"}
-    return RerankerTrainingConfig(**{**content, "max_tokens": 32, "dropout": 0.0, **settings})
+    return RerankerTrainingConfig(**{**content, "precision": "fp32", "max_tokens": 32, "dropout": 0.0, **settings})
 
 
 def start(
