@@ -10,6 +10,10 @@ of title and text. 42 features of 528,000 clauses fit in 1 GB; about a minute on
 2026-11-22, 2 shared cores: a gold answer is contained for .920 [.911, .929] of the train questions at 107.8 characters
 on average and for .933 [.916, .949] of devtest at 101.4; 4-8 ms a question. Refusing below a coverage of .40 refuses
 .007 of the answerable questions, .496 of the near misses and .961 of those asked of unrelated documents.
+
+2026-11-28, Markdown headings no longer take the probability of what stands below them: .919 and .931 on the same two
+sets as just before (passages without headings); of the manual's 258 section headings, asked as questions, 254 are
+answered from their section instead of 218.
 """
 
 from __future__ import annotations

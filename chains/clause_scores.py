@@ -86,6 +86,8 @@ _ENGLISH_FUNCTION_WORDS = re.compile(
     r"\b(?:what|who|whom|whose|when|where|why|which|how|is|are|was|were|do|does|did|can|the|an?|of|in|to|for|and|on|by)\b"
 )
 
+_LOWEST = -1e6  # stands for the logit of clauses of which none may be quoted
+
 # By how much a feature raises the logarithm of the odds; fitted, see the module's docstring.
 WEIGHTS = {
     # shares of the question's information, 0 to 1; `rest`: without what the heading says
@@ -173,30 +175,53 @@ def read_question(question: str) -> Question:
 
 
 def answer_probabilities(
-    question: str, passages: Sequence[str], headings: Sequence[str], clauses: Sequence[Sequence[Clause]]
+    question: str,
+    passages: Sequence[str],
+    headings: Sequence[str],
+    clauses: Sequence[Sequence[Clause]],
+    *,
+    above: Sequence[str] | None = None,
+    quotable: Sequence[Sequence[bool]] | None = None,
 ) -> list[Column]:
-    """Probability per clause, shape (clauses of the passage,) for each passage; over all passages they sum to 1."""
+    """Probability per clause, shape (clauses of the passage,) for each passage; over all passages they sum to 1.
+
+    Args:
+        question: in any script.
+        passages: best first.
+        headings: what stands over each passage.
+        clauses: of each passage.
+        above: the headings within each passage; none without it.
+        quotable: which clauses may have a probability; all without it. Where none may, all have 0.
+    """
     asked = read_question(question)
+    within = [""] * len(passages) if above is None else above
+    allowed = [[True] * len(pieces) for pieces in clauses] if quotable is None else quotable
     logits = []
-    for rank, (passage, heading, pieces) in enumerate(zip(passages, headings, clauses, strict=True)):
-        features = clause_features(asked, passage, heading, pieces, rank)
+    for rank, (passage, heading, inner, pieces, may) in enumerate(
+        zip(passages, headings, within, clauses, allowed, strict=True)
+    ):
+        features = clause_features(asked, passage, heading, pieces, rank, above=inner)
         weighted = (WEIGHTS[name] * column for name, column in features.items())
-        logits.append(sum(weighted, start=np.zeros(len(pieces))))
+        scores = sum(weighted, start=np.zeros(len(pieces)))
+        logits.append(np.where(np.array(may, dtype=bool), scores, -np.inf))
     highest = max((float(values.max()) for values in logits if values.size), default=0.0)
-    weights = [np.exp(values - highest) for values in logits]
-    total = sum(float(values.sum()) for values in weights)
+    weights = [np.exp(values - max(highest, _LOWEST)) for values in logits]
+    total = sum(float(values.sum()) for values in weights) or 1.0
     return [values / total for values in weights]
 
 
 def clause_features(
-    asked: Question, passage: str, heading: str, clauses: Sequence[Clause], rank: int
+    asked: Question, passage: str, heading: str, clauses: Sequence[Clause], rank: int, above: str = ""
 ) -> dict[str, Column]:
-    """Named features, each of shape (clauses,), of the clauses of one passage that stands at `rank` (0 the best)."""
+    """Named features, each of shape (clauses,), of the clauses of one passage that stands at `rank` (0 the best).
+
+    `heading` is what stands over the passage, `above` the headings within it.
+    """
     if not clauses:
         return {}
     text = _Text(fold(passage), clauses)
     return {
-        **_overlap_features(asked, text, fold(heading)),
+        **_overlap_features(asked, text, fold(heading), fold(above)),
         **_place_features(text, rank),
         **_length_features(asked, text),
         **_context_features(asked, text),
@@ -254,10 +279,11 @@ class _Text:
         return beside
 
 
-def _overlap_features(asked: Question, text: _Text, heading: str) -> dict[str, Column]:
+def _overlap_features(asked: Question, text: _Text, heading: str, above: str) -> dict[str, Column]:
     """Shares of the question's information in a clause and round it.
 
     What the heading says already (often the subject, which the text leaves out) is counted apart: `rest` is without it.
+    What headings within the passage say, every clause says: they tell passages of one document apart.
     """
     features: dict[str, Column] = {}
     for kind, told in (("pairs", asked.pairs), ("characters", asked.characters)):
@@ -267,6 +293,9 @@ def _overlap_features(asked: Question, text: _Text, heading: str) -> dict[str, C
         in_sentence = text.of_sentence(in_clause)
         in_passage = np.maximum(in_clause.max(axis=0), in_heading)
         rest = _shares(np.where(in_heading, 0.0, bits))
+        beside, sentence_beside = in_clause @ rest, in_sentence @ rest
+        said_above = np.array([bool(find_term(term, above)) for term in told], dtype=bool)
+        in_clause, in_sentence = np.maximum(in_clause, said_above), np.maximum(in_sentence, said_above)
         clause, sentence = in_clause @ rest, in_sentence @ rest
         features |= {
             f"clause rest {kind}": clause,
@@ -278,12 +307,12 @@ def _overlap_features(asked: Question, text: _Text, heading: str) -> dict[str, C
         if kind == "pairs":
             features |= {
                 "sentence pairs": in_sentence @ _shares(bits),
-                "previous clause": text.of_clause_beside(clause, -1),
-                "previous sentence": text.of_sentence_beside(sentence, -1),
-                "next sentence": text.of_sentence_beside(sentence, 1),
+                "previous clause": text.of_clause_beside(beside, -1),
+                "previous sentence": text.of_sentence_beside(sentence_beside, -1),
+                "next sentence": text.of_sentence_beside(sentence_beside, 1),
             }
         else:
-            features["next clause"] = text.of_clause_beside(clause, 1)
+            features["next clause"] = text.of_clause_beside(beside, 1)
     return features
 
 

@@ -20,7 +20,8 @@ _WHOLE_SENTENCE = 0.75  # sentences up to this share of `max_chars` are not cut
 _PAIR_GAINS = 0.2  # of a statement's information, what a second sentence must add to be quoted with the first
 _LARGEST_GAP = 4  # characters between neighbouring pieces: a loose comma, white space between lines
 # Headings, code fences, rules and the line under a table's header tell nothing by themselves.
-_NOT_QUOTED = re.compile(r"#{1,6}\s|```|~~~|-{3,}$|\|[\s|:-]+\|$", re.MULTILINE)
+_HEADING = re.compile(r"#{1,6}\s")
+_NOT_QUOTED = re.compile(rf"{_HEADING.pattern}|```|~~~|-{{3,}}$|\|[\s|:-]+\|$", re.MULTILINE)
 _WORDS = re.compile(r"[^\W\d_]{2}")  # two letters or Han characters in a row; a bare number tells nothing
 _LOOSE_ENDS = "，、；：,;: \t\n\r\u3000"
 
@@ -60,7 +61,14 @@ def select_quotes(
         return []
     at_most = int(max_chars * _AT_MOST)
     clauses = [split_clauses(passage, longest=min(LONGEST_CLAUSE, at_most)) for passage in passages]
-    probabilities = answer_probabilities(question, passages, headings or [""] * len(passages), clauses)
+    probabilities = answer_probabilities(
+        question,
+        passages,
+        headings or [""] * len(passages),
+        clauses,
+        above=[_headings_within(passage, cut) for passage, cut in zip(passages, clauses, strict=True)],
+        quotable=[_quotable(passage, cut) for passage, cut in zip(passages, clauses, strict=True)],
+    )
     pieces: list[Quote] = []
     for number, (passage, cut, chances) in enumerate(zip(passages, clauses, probabilities, strict=True)):
         pieces.extend(_pieces(number, passage, cut, chances, whole=int(max_chars * _WHOLE_SENTENCE)))
@@ -133,6 +141,18 @@ def share_found(bits: Mapping[str, float], folded: str) -> float:
 def mentions(folded: str, term: str) -> bool:
     """Whether folded text contains a term; a word of Latin letters and digits only where it stands by itself."""
     return term in folded and (is_cjk(term[0]) or bool(find_term(term, folded)))
+
+
+def _quotable(passage: str, clauses: Sequence[Clause]) -> list[bool]:
+    """Which clauses may be quoted: not those of a heading, which would take all probability from what is below it."""
+    refused = {clause.sentence for clause in clauses if _NOT_QUOTED.match(passage, clause.start)}
+    return [clause.sentence not in refused for clause in clauses]
+
+
+def _headings_within(passage: str, clauses: Sequence[Clause]) -> str:
+    """The Markdown headings in a passage, which say what the text below them takes for granted."""
+    lines = {clause.sentence for clause in clauses if _HEADING.match(passage, clause.start)}
+    return " ".join(passage[clause.start : clause.end] for clause in clauses if clause.sentence in lines)
 
 
 def _pieces(number: int, passage: str, clauses: Sequence[Clause], chances: Column, *, whole: int) -> Iterator[Quote]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import shlex
 import shutil
@@ -95,6 +96,22 @@ def test_the_manual_answers_a_users_question_and_cites_the_page(
     assert not answer["refused"]
     assert fact in answer["result"]
     assert page in cited_pages(answer)
+
+
+def test_a_heading_asked_as_a_question_is_answered_from_below_it(manual: RagService) -> None:
+    """Of all section headings; those that miss have a section elsewhere that says the same."""
+    missed, asked = [], 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        starts = [found.start() for found in re.finditer(r"^## ", text, re.MULTILINE)]
+        for start, end in itertools.pairwise([*starts, len(text)]):
+            asked += 1
+            heading = text[start + 3 : text.index("\n", start)]
+            citations = manual.qa.invoke({"query": f"{heading}？"})["citations"]
+            if not any(found["source"].endswith(page.name) and start <= found["start"] < end for found in citations):
+                missed.append(heading)
+    assert asked > 200
+    assert len(missed) <= 0.03 * asked, missed
 
 
 @pytest.mark.parametrize("question", ["北京到上海的高铁票多少钱？", "公司的年假有几天？", "怎样做红烧肉？"])

@@ -163,6 +163,28 @@ def test_probabilities_of_all_passages_sum_to_one() -> None:
     assert sum(float(values.sum()) for values in chances) == pytest.approx(1.0)
 
 
+def test_what_may_not_be_quoted_leaves_its_probability_to_the_rest() -> None:
+    passages = ["长城位于北方，很长。", "天气很好。"]
+    clauses = [split_clauses(text) for text in passages]
+    first, second = answer_probabilities("长城在哪里？", passages, ["", ""], clauses, quotable=[[False, True], [True]])
+    assert first[0] == 0.0
+    assert first[1] + second[0] == pytest.approx(1.0)
+    nothing = answer_probabilities("长城在哪里？", passages, ["", ""], clauses, quotable=[[False, False], [False]])
+    assert [values.tolist() for values in nothing] == [[0.0, 0.0], [0.0]]
+
+
+def test_what_a_heading_within_says_is_said_by_every_clause_below_it() -> None:
+    passages = ["# 怎样备份数据库\n先停止服务，再复制目录。", "备份数据库很重要。"]
+    clauses = [split_clauses(text) for text in passages]
+    quotable = [[False, True, True], [True]]
+
+    def share_below(above: list[str]) -> float:
+        found = answer_probabilities("怎样备份数据库？", passages, ["", ""], clauses, above=above, quotable=quotable)
+        return float(found[0].sum())
+
+    assert share_below(["# 怎样备份数据库", ""]) > 0.5 > 0.05 > share_below(["", ""])
+
+
 def test_no_passages_have_no_probabilities() -> None:
     assert answer_probabilities("长城", [], [], []) == []
 

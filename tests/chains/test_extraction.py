@@ -100,6 +100,23 @@ def test_the_heading_stands_for_the_subject_the_text_leaves_out() -> None:
     assert "医生" in quoted(question, passages, headings=["李四", "张三"])[0]
 
 
+def test_a_question_that_is_a_heading_is_answered_from_below_it() -> None:
+    """The heading may not be quoted, and must not keep the probability from what it stands over."""
+    passages = [
+        "## 引擎的结果不一致怎么办\n\n每个引擎载入时都与 float32 比较，余弦相似度低于 0.999 的会拒绝工作，改用 torch。",
+        "## 用哪种引擎计算\n\n默认是 auto：只有 CPU 时，第一次测一遍与 float32 结果一致的引擎，选最快的，"
+        "记在模型目录里，日志会写明选了哪个和为什么，以后不再测量；换了机器或者升级了依赖，就重新测一遍，"
+        "也可以自己指定其中的一个。",
+    ]
+    for question in ("引擎的结果不一致怎么办？", "引擎的结果和 float32 不一致怎么办？"):
+        assert "拒绝工作" in quoted(question, passages)[0]
+    assert "选最快的" in quoted("用哪种引擎计算？", passages[::-1])[0]
+
+
+def test_a_heading_alone_is_no_answer() -> None:
+    assert quoted("怎样备份？", ["## 怎样备份", "# 备份"]) == []
+
+
 def test_a_sentence_of_two_overlapping_chunks_is_quoted_once() -> None:
     first, second = "甲地多山。总部位于杭州市。", "总部位于杭州市。乙地多水。"
     quotes = quoted("总部位于哪里？", [first, second])

