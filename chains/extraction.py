@@ -145,14 +145,20 @@ def mentions(folded: str, term: str) -> bool:
 
 def _quotable(passage: str, clauses: Sequence[Clause]) -> list[bool]:
     """Which clauses may be quoted: not those of a heading, which would take all probability from what is below it."""
-    refused = {clause.sentence for clause in clauses if _NOT_QUOTED.match(passage, clause.start)}
+    refused = _sentences_like(_NOT_QUOTED, passage, clauses)
     return [clause.sentence not in refused for clause in clauses]
 
 
 def _headings_within(passage: str, clauses: Sequence[Clause]) -> str:
     """The Markdown headings in a passage, which say what the text below them takes for granted."""
-    lines = {clause.sentence for clause in clauses if _HEADING.match(passage, clause.start)}
+    lines = _sentences_like(_HEADING, passage, clauses)
     return " ".join(passage[clause.start : clause.end] for clause in clauses if clause.sentence in lines)
+
+
+def _sentences_like(pattern: re.Pattern[str], passage: str, clauses: Sequence[Clause]) -> set[int]:
+    """The sentences that begin as a pattern says."""
+    firsts = (next(group) for _, group in itertools.groupby(clauses, key=lambda clause: clause.sentence))
+    return {clause.sentence for clause in firsts if pattern.match(passage, clause.start)}
 
 
 def _pieces(number: int, passage: str, clauses: Sequence[Clause], chances: Column, *, whole: int) -> Iterator[Quote]:
@@ -164,11 +170,12 @@ def _pieces(number: int, passage: str, clauses: Sequence[Clause], chances: Colum
     worded = _WORDS.search(passage) is not None
     for _, group in itertools.groupby(scored, key=lambda pair: pair[0].sentence):
         sentence = [Quote(number, clause.start, clause.end, float(chance)) for clause, chance in group]
+        if _NOT_QUOTED.match(passage, sentence[0].start):
+            continue
         if sentence[-1].end - sentence[0].start <= whole:
             sentence = [_joined(sentence)]
         for piece in sentence:
-            bare = worded and not _WORDS.search(passage, piece.start, piece.end)
-            if bare or _NOT_QUOTED.match(passage, piece.start):
+            if worded and not _WORDS.search(passage, piece.start, piece.end):
                 continue
             end = piece.start + len(passage[piece.start : piece.end].rstrip(_LOOSE_ENDS))
             if end > piece.start:
