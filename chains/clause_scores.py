@@ -86,8 +86,6 @@ _ENGLISH_FUNCTION_WORDS = re.compile(
     r"\b(?:what|who|whom|whose|when|where|why|which|how|is|are|was|were|do|does|did|can|the|an?|of|in|to|for|and|on|by)\b"
 )
 
-_LOWEST = -1e6  # stands for the logit of clauses of which none may be quoted
-
 # By how much a feature raises the logarithm of the odds; fitted, see the module's docstring.
 WEIGHTS = {
     # shares of the question's information, 0 to 1; `rest`: without what the heading says
@@ -197,15 +195,12 @@ def answer_probabilities(
     within = [""] * len(passages) if above is None else above
     allowed = [[True] * len(pieces) for pieces in clauses] if quotable is None else quotable
     logits = []
-    for rank, (passage, heading, inner, pieces, may) in enumerate(
-        zip(passages, headings, within, clauses, allowed, strict=True)
-    ):
+    for rank, (passage, heading, inner, pieces) in enumerate(zip(passages, headings, within, clauses, strict=True)):
         features = clause_features(asked, passage, heading, pieces, rank, above=inner)
         weighted = (WEIGHTS[name] * column for name, column in features.items())
-        scores = sum(weighted, start=np.zeros(len(pieces)))
-        logits.append(np.where(np.array(may, dtype=bool), scores, -np.inf))
+        logits.append(sum(weighted, start=np.zeros(len(pieces))))
     highest = max((float(values.max()) for values in logits if values.size), default=0.0)
-    weights = [np.exp(values - max(highest, _LOWEST)) for values in logits]
+    weights = [np.exp(values - highest) * np.array(may) for values, may in zip(logits, allowed, strict=True)]
     total = sum(float(values.sum()) for values in weights) or 1.0
     return [values / total for values in weights]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from chains.analysis import fold, is_cjk
-from chains.clause_scores import Column, Question, answer_probabilities, find_term, read_question
+from chains.clause_scores import Question, answer_probabilities, find_term, read_question
 from chains.clauses import LONGEST_CLAUSE, Clause, split_clauses
 
 # All fitted on cmrc2018_train_substitute, see benchmarks/fit_extraction.py.
@@ -61,17 +61,21 @@ def select_quotes(
         return []
     at_most = int(max_chars * _AT_MOST)
     clauses = [split_clauses(passage, longest=min(LONGEST_CLAUSE, at_most)) for passage in passages]
+    quotable = [_quotable(passage, cut) for passage, cut in zip(passages, clauses, strict=True)]
     probabilities = answer_probabilities(
         question,
         passages,
         headings or [""] * len(passages),
         clauses,
         above=[_headings_within(passage, cut) for passage, cut in zip(passages, clauses, strict=True)],
-        quotable=[_quotable(passage, cut) for passage, cut in zip(passages, clauses, strict=True)],
+        quotable=quotable,
     )
     pieces: list[Quote] = []
-    for number, (passage, cut, chances) in enumerate(zip(passages, clauses, probabilities, strict=True)):
-        pieces.extend(_pieces(number, passage, cut, chances, whole=int(max_chars * _WHOLE_SENTENCE)))
+    for number, (passage, cut, allowed, chances) in enumerate(
+        zip(passages, clauses, quotable, probabilities, strict=True)
+    ):
+        kept = itertools.compress(zip(cut, chances, strict=True), allowed)
+        pieces.extend(_pieces(number, passage, kept, whole=int(max_chars * _WHOLE_SENTENCE)))
     return _choose(_without_repeats(pieces, passages), max_chars, at_most, max_quotes)
 
 
@@ -161,17 +165,14 @@ def _sentences_like(pattern: re.Pattern[str], passage: str, clauses: Sequence[Cl
     return {clause.sentence for clause in firsts if pattern.match(passage, clause.start)}
 
 
-def _pieces(number: int, passage: str, clauses: Sequence[Clause], chances: Column, *, whole: int) -> Iterator[Quote]:
+def _pieces(number: int, passage: str, scored: Iterable[tuple[Clause, float]], *, whole: int) -> Iterator[Quote]:
     """What may be quoted, in order: short sentences whole, longer ones by clauses; without loose commas at the end.
 
-    A Markdown heading is left out, and so ends a run: what stands under the next heading is another matter.
+    A Markdown heading is not among the scored clauses, and so ends a run: what stands under it is another matter.
     """
-    scored = zip(clauses, chances, strict=True)
     worded = _WORDS.search(passage) is not None
     for _, group in itertools.groupby(scored, key=lambda pair: pair[0].sentence):
         sentence = [Quote(number, clause.start, clause.end, float(chance)) for clause, chance in group]
-        if _NOT_QUOTED.match(passage, sentence[0].start):
-            continue
         if sentence[-1].end - sentence[0].start <= whole:
             sentence = [_joined(sentence)]
         for piece in sentence:

@@ -91,6 +91,11 @@ class EncoderFactory(EngineFactory[Ids]):
         openvino: tuple[EngineName, ...] = ("openvino_int8",) if has_vnni() and is_installed("openvino_int8") else ()
         return super()._candidates + openvino
 
+    @property
+    def _chosen_for(self) -> tuple[object, ...]:
+        # an engine may agree in whole vectors and not in their first numbers
+        return (*super()._chosen_for, self._dimensions)
+
     def _forms(self, name: EngineName) -> Iterator[Engine[Ids]]:
         return iter([self._openvino(name)]) if name.startswith("openvino") else super()._forms(name)
 

@@ -248,6 +248,11 @@ class EngineFactory(ABC, Generic[Row]):
         """Engines for a CPU whose libraries are installed."""
         return ("onnx_int8",) if is_installed("onnx_int8") else ()
 
+    @property
+    def _chosen_for(self) -> tuple[object, ...]:
+        """What a remembered choice depends on besides the machine."""
+        return (self._digest, self._candidates)
+
     def _agreeing(self, name: EngineName) -> Engine[Row]:
         """The engine of that name in the first form that agrees with float32.
 
@@ -346,7 +351,7 @@ class EngineFactory(ABC, Generic[Row]):
         from chains.bge.exports import cache_directory
 
         machine = (platform.machine(), platform.node(), os.cpu_count(), torch.get_num_threads(), torch.__version__)
-        key = hashlib.sha256(repr((self._digest, machine, self._candidates)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((*self._chosen_for, machine)).encode()).hexdigest()[:16]
         return cache_directory(self._directory) / f"{self._kind}engine-{key}.json"
 
 

@@ -133,6 +133,18 @@ def test_auto_remembers_what_it_measured_beside_the_model(
     assert set(json.loads(note.read_text(encoding="utf-8"))["tokens_per_second"]) == {"torch", "onnx_int8"}
 
 
+def test_a_choice_for_the_first_numbers_is_none_for_whole_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bge_models import build_bert
+
+    monkeypatch.setattr(EncoderFactory, "_candidates", ("onnx_int8",))
+    model = build_bert(tmp_path / "model", layers=1)
+    for dimensions in (2, None, 2, None):
+        assert BGEEmbeddings(model, dimensions=dimensions).engine.name
+    assert len(list((model / ".ragproj").glob("engine-*.json"))) == 2
+
+
 def test_an_engine_whose_library_is_missing_says_what_to_install(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelDirectoryError, match=r"ragproj\[openvino\]"):
